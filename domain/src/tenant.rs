@@ -1,0 +1,180 @@
+//! Administration as events: tenants, connections, tokens and apps (D8, D13).
+//!
+//! These entities live in the same journal as SCIM resources and use the same [`Event`]s; only their
+//! content is typed here. They are no resources: no endpoint serves them, no read model holds them.
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::Value;
+
+use crate::clock::Timestamp;
+use crate::event::StreamId;
+use crate::ids::{AppId, ConnectionId, ResourceId, TenantId};
+use crate::scim::dialect::Profile;
+use crate::scim::resource::Document;
+
+/// A kind of administrative entity.
+pub trait Entity: Serialize + DeserializeOwned {
+    /// Its type name in streams; the event kinds are its lower case.
+    const TYPE: &'static str;
+
+    /// Its stream.
+    fn stream(key: &str) -> StreamId {
+        StreamId {
+            resource_type: Self::TYPE.to_owned(),
+            // No SCIM id has a dot in front of a slug, so the two can never meet.
+            id: ResourceId::from_text(&format!("{}.{key}", Self::TYPE.to_lowercase())),
+        }
+    }
+
+    /// Its content as a document.
+    fn to_document(&self) -> Document {
+        match serde_json::to_value(self) {
+            Ok(Value::Object(map)) => Document(map),
+            _ => Document::default(),
+        }
+    }
+
+    /// Its content from a document.
+    fn from_document(document: &Document) -> Result<Self, serde_json::Error> {
+        serde_json::from_value(Value::Object(document.0.clone()))
+    }
+}
+
+/// Whether a type name belongs to administration rather than to SCIM.
+pub fn is_administrative(resource_type: &str) -> bool {
+    [Tenant::TYPE, Connection::TYPE, Token::TYPE, App::TYPE].contains(&resource_type)
+}
+
+/// A tenant.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Tenant {
+    /// Its slug.
+    pub id: TenantId,
+    /// What it does differently.
+    #[serde(default)]
+    pub settings: TenantSettings,
+}
+
+/// Switches of a tenant; each one's default is what the RFCs say.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct TenantSettings {
+    /// `externalId` is unique per resource type and connection (CS-008).
+    pub external_id_unique: bool,
+    /// Group `displayName` is unique, whatever the connection's profile (CS-007, EN-021).
+    pub group_name_unique: bool,
+    /// `members.value` may name what does not exist (CS-030).
+    pub dangling_members: bool,
+    /// The bus carries sealed bodies instead of the published shape (D7).
+    pub sealed_bus: bool,
+}
+
+/// A connection: one identity provider.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Connection {
+    /// Its slug, unique in the tenant.
+    pub id: ConnectionId,
+    /// How its requests are read.
+    pub profile: Profile,
+}
+
+/// What a token may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Scope {
+    /// Read resources.
+    #[serde(rename = "scim.read")]
+    Read,
+    /// Change resources.
+    #[serde(rename = "scim.write")]
+    Write,
+    /// Administer the tenant.
+    #[serde(rename = "scim.admin")]
+    Admin,
+    /// Read the event feed.
+    #[serde(rename = "scim.events")]
+    Events,
+}
+
+impl Scope {
+    /// The scope's name in tokens and challenges (SE-006).
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Scope::Read => "scim.read",
+            Scope::Write => "scim.write",
+            Scope::Admin => "scim.admin",
+            Scope::Events => "scim.events",
+        }
+    }
+
+    /// The scope of a name.
+    pub fn parse(name: &str) -> Option<Scope> {
+        [Scope::Read, Scope::Write, Scope::Admin, Scope::Events].into_iter().find(|s| s.as_str() == name)
+    }
+}
+
+/// A bearer token. The secret is stored nowhere, its digest in a table of its own.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Token {
+    /// Its public id, part of the token's text, so that an operator can tell tokens apart.
+    pub id: String,
+    /// The connection it speaks for.
+    pub connection: ConnectionId,
+    /// What it may do.
+    pub scopes: Vec<Scope>,
+    /// When it ends; none = long-lived.
+    pub expires: Option<Timestamp>,
+}
+
+/// How a downstream application is fed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", tag = "kind")]
+pub enum Driver {
+    /// A SCIM service provider, kept in step with the newest state.
+    #[serde(rename_all = "camelCase")]
+    Scim {
+        /// Base URL, such as `https://app.example/scim/v2`.
+        base_url: String,
+        /// Most members named in one request.
+        #[serde(default = "members_per_request")]
+        members_per_request_max: usize,
+    },
+    /// An HTTP endpoint that gets every event in order (CloudEvents, Standard Webhooks).
+    #[serde(rename_all = "camelCase")]
+    Webhook {
+        /// Where to POST.
+        url: String,
+    },
+}
+
+fn members_per_request() -> usize {
+    100
+}
+
+/// A downstream application. Its credential is a sealed secret.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct App {
+    /// Its slug, unique in the tenant.
+    pub id: AppId,
+    /// How it is fed.
+    pub driver: Driver,
+    /// Resource types it gets; empty = all.
+    #[serde(default)]
+    pub resource_types: Vec<String>,
+    /// Paused by an operator: lanes are planned, nothing is sent.
+    #[serde(default)]
+    pub paused: bool,
+    /// Most requests in flight at once.
+    #[serde(default = "concurrency")]
+    pub concurrency_max: usize,
+    /// Most requests a second; 0 = no limit.
+    #[serde(default)]
+    pub rate_per_second_max: u32,
+}
+
+fn concurrency() -> usize {
+    8
+}

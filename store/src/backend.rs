@@ -1,0 +1,703 @@
+//! Pools, transactions and the COMPLETE list of what differs between the two databases.
+//!
+//! Every other module writes one SQL text with `$1` placeholders and schema-qualified tables
+//! (`journal.event`), and gets the same rows from both. What differs:
+//!
+//! | difference | PostgreSQL | SQLite |
+//! |---|---|---|
+//! | places ([`Area`]) | schemas of one database | files, one writer connection each; the prefix is cut |
+//! | bulk input ([`Rows`], `{rows}`) | one array per column, `UNNEST` | one JSON text, `json_each` |
+//! | row lock (`{for_update}`) | `FOR UPDATE` | nothing: `BEGIN IMMEDIATE` already excludes writers |
+//! | lease (`{skip_locked}`) | `FOR UPDATE SKIP LOCKED` | nothing, likewise |
+//! | read snapshot | `REPEATABLE READ READ ONLY` | a deferred transaction |
+//! | lazy commit of read models | `synchronous_commit = off` | `synchronous = NORMAL` of that file |
+//! | wake-ups | `NOTIFY`/`LISTEN`, and polls | the process's own channels, and polls |
+//! | text order | `COLLATE "C"` in the migrations | `BINARY`, the default |
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use futures::TryStreamExt;
+use sqlx::pool::PoolConnection;
+use sqlx::postgres::{PgArguments, PgConnectOptions, PgPoolOptions, PgRow};
+use sqlx::sqlite::{
+    SqliteArguments, SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
+};
+use sqlx::{Arguments, PgPool, Postgres, Row as _, Sqlite, SqlitePool, Transaction};
+
+use crate::error::{Result, StoreError};
+
+/// The four places of data (D15). A checkpoint lies with what it guards, so that nothing needs
+/// atomicity across two of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Area {
+    /// Events, state rows, look-ups, links: the truth.
+    Journal,
+    /// Keys of tenants and persons.
+    Keys,
+    /// Read models.
+    Model,
+    /// Delivery.
+    Lanes,
+}
+
+const AREAS: [Area; 4] = [Area::Journal, Area::Keys, Area::Model, Area::Lanes];
+
+impl Area {
+    /// Its name: the PostgreSQL schema, the SQLite file without `.db`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Area::Journal => "journal",
+            Area::Keys => "keys",
+            Area::Model => "model",
+            Area::Lanes => "lanes",
+        }
+    }
+}
+
+/// Which database, and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Database {
+    /// A folder with four SQLite files.
+    Sqlite {
+        /// The folder; made if it is missing.
+        dir: PathBuf,
+    },
+    /// A PostgreSQL database, by URL.
+    Postgres {
+        /// `postgres://user:password@host/database`.
+        url: String,
+        /// Most connections of this process.
+        connections_max: u32,
+    },
+}
+
+/// A scalar argument. The type stands in the variant, as PostgreSQL wants it for nulls, too.
+#[derive(Clone, Debug)]
+pub enum Arg {
+    /// `BIGINT`.
+    Int(Option<i64>),
+    /// `TEXT`.
+    Text(Option<String>),
+    /// `BYTEA` or `BLOB`.
+    Bytes(Option<Vec<u8>>),
+}
+
+macro_rules! arg_from {
+    ($($from:ty => |$v:ident| $to:expr;)*) => {$(
+        impl From<$from> for Arg {
+            fn from($v: $from) -> Arg { $to }
+        }
+    )*};
+}
+arg_from! {
+    i64 => |v| Arg::Int(Some(v));
+    Option<i64> => |v| Arg::Int(v);
+    i32 => |v| Arg::Int(Some(v.into()));
+    u32 => |v| Arg::Int(Some(v.into()));
+    usize => |v| Arg::Int(Some(i64::try_from(v).unwrap_or(i64::MAX)));
+    bool => |v| Arg::Int(Some(v.into()));
+    &str => |v| Arg::Text(Some(v.to_owned()));
+    String => |v| Arg::Text(Some(v));
+    &String => |v| Arg::Text(Some(v.clone()));
+    Option<String> => |v| Arg::Text(v);
+    Option<&str> => |v| Arg::Text(v.map(str::to_owned));
+    Vec<u8> => |v| Arg::Bytes(Some(v));
+    &[u8] => |v| Arg::Bytes(Some(v.to_vec()));
+    Option<Vec<u8>> => |v| Arg::Bytes(v);
+    uuid::Uuid => |v| Arg::Text(Some(v.hyphenated().to_string()));
+    &annals_domain::ids::TenantId => |v| Arg::Text(Some(v.as_str().to_owned()));
+    &annals_domain::ids::ResourceId => |v| Arg::Text(Some(v.as_str().to_owned()));
+    &annals_domain::ids::AppId => |v| Arg::Text(Some(v.as_str().to_owned()));
+    annals_domain::clock::Timestamp => |v| Arg::Int(Some(v.0));
+}
+
+/// Type of a column of [`Rows`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Col {
+    /// `BIGINT`.
+    Int,
+    /// `TEXT`.
+    Text,
+    /// `BYTEA` or `BLOB`.
+    Bytes,
+}
+
+/// A table as an argument: `{rows}` in the SQL becomes a relation `r` with these columns. At most one a
+/// statement, and its columns may be null.
+#[derive(Clone, Debug)]
+pub struct Rows {
+    columns: &'static [(&'static str, Col)],
+    rows: Vec<Vec<Arg>>,
+}
+
+impl Rows {
+    /// An empty table with the given columns.
+    pub fn new(columns: &'static [(&'static str, Col)]) -> Rows {
+        Rows { columns, rows: Vec::new() }
+    }
+
+    /// Adds a row; its length must be that of the columns.
+    pub fn push(&mut self, row: Vec<Arg>) {
+        debug_assert_eq!(row.len(), self.columns.len());
+        self.rows.push(row);
+    }
+
+    /// Whether there is no row.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// How many rows there are.
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    fn relation_postgres(&self, first: usize) -> String {
+        let mut sql = String::from("UNNEST(");
+        for (i, (_, kind)) in self.columns.iter().enumerate() {
+            let kind = match kind {
+                Col::Int => "bigint",
+                Col::Text => "text",
+                Col::Bytes => "bytea",
+            };
+            let comma = if i == 0 { "" } else { ", " };
+            sql.push_str(&format!("{comma}${}::{kind}[]", first + i));
+        }
+        sql.push_str(") AS r(");
+        for (i, (name, _)) in self.columns.iter().enumerate() {
+            sql.push_str(if i == 0 { "" } else { ", " });
+            sql.push_str(name);
+        }
+        sql.push(')');
+        sql
+    }
+
+    fn relation_sqlite(&self, first: usize) -> String {
+        let mut sql = String::from("(SELECT ");
+        for (i, (name, kind)) in self.columns.iter().enumerate() {
+            let comma = if i == 0 { "" } else { ", " };
+            let get = format!("json_extract(value, '$[{i}]')");
+            match kind {
+                Col::Bytes => sql.push_str(&format!("{comma}unhex({get}) AS {name}")),
+                Col::Int | Col::Text => sql.push_str(&format!("{comma}{get} AS {name}")),
+            }
+        }
+        sql.push_str(&format!(" FROM json_each(${first})) AS r"));
+        sql
+    }
+
+    fn to_json(&self) -> String {
+        let rows: Vec<serde_json::Value> = self
+            .rows
+            .iter()
+            .map(|row| {
+                row.iter()
+                    .map(|arg| match arg {
+                        Arg::Int(v) => serde_json::Value::from(*v),
+                        Arg::Text(v) => serde_json::Value::from(v.clone()),
+                        Arg::Bytes(v) => serde_json::Value::from(v.as_ref().map(hex::encode)),
+                    })
+                    .collect()
+            })
+            .collect();
+        serde_json::Value::from(rows).to_string()
+    }
+}
+
+/// One statement with its arguments.
+#[derive(Clone, Debug)]
+pub struct Sql {
+    text: String,
+    args: Vec<Arg>,
+    rows: Option<Rows>,
+}
+
+/// Starts a statement. `text` is ours; values go in with [`Sql::bind`], never into the text.
+pub fn sql(text: impl Into<String>) -> Sql {
+    Sql { text: text.into(), args: Vec::new(), rows: None }
+}
+
+impl Sql {
+    /// Binds the next `$n`.
+    pub fn bind(mut self, arg: impl Into<Arg>) -> Sql {
+        self.args.push(arg.into());
+        self
+    }
+
+    /// Binds a table to `{rows}`.
+    pub fn rows(mut self, rows: Rows) -> Sql {
+        self.rows = Some(rows);
+        self
+    }
+
+    fn for_postgres(self) -> Result<(String, PgArguments)> {
+        let mut text = self.text.replace("{for_update}", "FOR UPDATE").replace(
+            "{skip_locked}",
+            "FOR UPDATE SKIP LOCKED",
+        );
+        let mut out = PgArguments::default();
+        if let Some(rows) = &self.rows {
+            text = text.replace("{rows}", &rows.relation_postgres(self.args.len() + 1));
+        }
+        for arg in self.args {
+            match arg {
+                Arg::Int(v) => out.add(v),
+                Arg::Text(v) => out.add(v),
+                Arg::Bytes(v) => out.add(v),
+            }
+            .map_err(StoreError::bind)?;
+        }
+        if let Some(rows) = self.rows {
+            let mut ints: Vec<Vec<Option<i64>>> = Vec::new();
+            let mut texts: Vec<Vec<Option<String>>> = Vec::new();
+            let mut bytes: Vec<Vec<Option<Vec<u8>>>> = Vec::new();
+            for (_, kind) in rows.columns {
+                match kind {
+                    Col::Int => ints.push(Vec::with_capacity(rows.rows.len())),
+                    Col::Text => texts.push(Vec::with_capacity(rows.rows.len())),
+                    Col::Bytes => bytes.push(Vec::with_capacity(rows.rows.len())),
+                }
+            }
+            for row in rows.rows {
+                let (mut i, mut t, mut b) = (0, 0, 0);
+                for (arg, (_, kind)) in row.into_iter().zip(rows.columns) {
+                    match kind {
+                        Col::Int => {
+                            ints[i].push(if let Arg::Int(v) = arg { v } else { None });
+                            i += 1;
+                        }
+                        Col::Text => {
+                            texts[t].push(if let Arg::Text(v) = arg { v } else { None });
+                            t += 1;
+                        }
+                        Col::Bytes => {
+                            bytes[b].push(if let Arg::Bytes(v) = arg { v } else { None });
+                            b += 1;
+                        }
+                    }
+                }
+            }
+            let (mut ints, mut texts, mut bytes) = (ints.into_iter(), texts.into_iter(), bytes.into_iter());
+            for (_, kind) in rows.columns {
+                match kind {
+                    Col::Int => out.add(ints.next().unwrap_or_default()),
+                    Col::Text => out.add(texts.next().unwrap_or_default()),
+                    Col::Bytes => out.add(bytes.next().unwrap_or_default()),
+                }
+                .map_err(StoreError::bind)?;
+            }
+        }
+        Ok((text, out))
+    }
+
+    fn for_sqlite(self) -> Result<(String, SqliteArguments<'static>)> {
+        let mut text = self.text.replace("{for_update}", "").replace("{skip_locked}", "");
+        for area in AREAS {
+            let prefix = [area.name(), "."].concat();
+            if text.contains(&prefix) {
+                text = text.replace(&prefix, "");
+            }
+        }
+        let mut out = SqliteArguments::default();
+        if let Some(rows) = &self.rows {
+            text = text.replace("{rows}", &rows.relation_sqlite(self.args.len() + 1));
+        }
+        for arg in self.args {
+            match arg {
+                Arg::Int(v) => out.add(v),
+                Arg::Text(v) => out.add(v),
+                Arg::Bytes(v) => out.add(v),
+            }
+            .map_err(StoreError::bind)?;
+        }
+        if let Some(rows) = self.rows {
+            out.add(rows.to_json()).map_err(StoreError::bind)?;
+        }
+        Ok((text, out))
+    }
+}
+
+/// A row of either database, read by column number.
+#[derive(Debug)]
+pub enum Row {
+    /// From PostgreSQL.
+    Postgres(PgRow),
+    /// From SQLite.
+    Sqlite(SqliteRow),
+}
+
+macro_rules! getter {
+    ($(#[$doc:meta])* $name:ident -> $ty:ty) => {
+        $(#[$doc])*
+        pub fn $name(&self, column: usize) -> Result<$ty> {
+            match self {
+                Row::Postgres(row) => row.try_get(column),
+                Row::Sqlite(row) => row.try_get(column),
+            }
+            .map_err(StoreError::from)
+        }
+    };
+}
+
+impl Row {
+    getter! {
+        /// A `BIGINT` that is not null.
+        int -> i64
+    }
+    getter! {
+        /// A `BIGINT`, perhaps null.
+        opt_int -> Option<i64>
+    }
+    getter! {
+        /// A `TEXT` that is not null.
+        text -> String
+    }
+    getter! {
+        /// A `TEXT`, perhaps null.
+        opt_text -> Option<String>
+    }
+    getter! {
+        /// Bytes that are not null.
+        bytes -> Vec<u8>
+    }
+    getter! {
+        /// Bytes, perhaps null.
+        opt_bytes -> Option<Vec<u8>>
+    }
+
+    /// A flag: 0 or 1.
+    pub fn flag(&self, column: usize) -> Result<bool> {
+        Ok(self.int(column)? != 0)
+    }
+}
+
+/// An open transaction. Dropped without [`Tx::commit`], it rolls back.
+#[derive(Debug)]
+pub enum Tx {
+    /// On PostgreSQL.
+    Postgres(Transaction<'static, Postgres>),
+    /// On SQLite.
+    Sqlite(Transaction<'static, Sqlite>),
+}
+
+impl Tx {
+    /// Runs a statement and returns its rows.
+    pub async fn fetch_all(&mut self, sql: Sql) -> Result<Vec<Row>> {
+        match self {
+            Tx::Postgres(tx) => {
+                let (text, args) = sql.for_postgres()?;
+                let rows = sqlx::query_with(&text, args).fetch_all(&mut **tx).await?;
+                Ok(rows.into_iter().map(Row::Postgres).collect())
+            }
+            Tx::Sqlite(tx) => {
+                let (text, args) = sql.for_sqlite()?;
+                let rows = sqlx::query_with(&text, args).fetch_all(&mut **tx).await?;
+                Ok(rows.into_iter().map(Row::Sqlite).collect())
+            }
+        }
+    }
+
+    /// Runs a statement and returns its first row, if any.
+    pub async fn fetch_optional(&mut self, sql: Sql) -> Result<Option<Row>> {
+        Ok(self.fetch_all(sql).await?.into_iter().next())
+    }
+
+    /// Runs a statement and returns how many rows it changed.
+    pub async fn execute(&mut self, sql: Sql) -> Result<u64> {
+        match self {
+            Tx::Postgres(tx) => {
+                let (text, args) = sql.for_postgres()?;
+                Ok(sqlx::query_with(&text, args).execute(&mut **tx).await?.rows_affected())
+            }
+            Tx::Sqlite(tx) => {
+                let (text, args) = sql.for_sqlite()?;
+                Ok(sqlx::query_with(&text, args).execute(&mut **tx).await?.rows_affected())
+            }
+        }
+    }
+
+    /// Makes this transaction's commit lazy where the database can: a crash may undo it as a whole.
+    pub async fn commit_lazily(&mut self) -> Result<()> {
+        match self {
+            Tx::Postgres(_) => self.execute(sql("SET LOCAL synchronous_commit = off")).await.map(drop),
+            // The model's file has `synchronous = NORMAL`.
+            Tx::Sqlite(_) => Ok(()),
+        }
+    }
+
+    /// Tells other processes that something happened; they may also find out by polling.
+    pub async fn notify(&mut self, channel: &str, payload: &str) -> Result<()> {
+        match self {
+            Tx::Postgres(_) => {
+                let notify = sql("SELECT pg_notify($1, $2)").bind(channel).bind(payload);
+                self.execute(notify).await.map(drop)
+            }
+            Tx::Sqlite(_) => Ok(()),
+        }
+    }
+
+    /// Commits. An error leaves the outcome unknown.
+    pub async fn commit(self) -> Result<()> {
+        match self {
+            Tx::Postgres(tx) => tx.commit().await?,
+            Tx::Sqlite(tx) => tx.commit().await?,
+        }
+        Ok(())
+    }
+
+    /// Rolls back.
+    pub async fn rollback(self) -> Result<()> {
+        match self {
+            Tx::Postgres(tx) => tx.rollback().await?,
+            Tx::Sqlite(tx) => tx.rollback().await?,
+        }
+        Ok(())
+    }
+}
+
+#[derive(Debug)]
+struct File {
+    write: SqlitePool,
+    read: SqlitePool,
+}
+
+/// The pools of one database.
+#[derive(Debug)]
+pub struct Backend {
+    pools: Pools,
+}
+
+#[derive(Debug)]
+enum Pools {
+    Postgres { pool: PgPool, writer: PgPool },
+    Sqlite { files: [File; 4] },
+}
+
+/// Read connections per SQLite file.
+const SQLITE_READERS_MAX: u32 = 4;
+/// How long a writer of PostgreSQL may wait for a lock, and sit idle in a transaction: it takes the
+/// counter row away from a frozen node (D1).
+const WRITER_TIMEOUT_MS: &str = "5000";
+
+impl Backend {
+    /// Opens the pools. PostgreSQL must be reachable; SQLite files are made if they are missing.
+    pub async fn connect(database: &Database) -> Result<Backend> {
+        let pools = match database {
+            Database::Postgres { url, connections_max } => connect_postgres(url, *connections_max).await?,
+            Database::Sqlite { dir } => connect_sqlite(dir).await?,
+        };
+        Ok(Backend { pools })
+    }
+
+    /// Whether this is PostgreSQL.
+    pub fn is_postgres(&self) -> bool {
+        matches!(self.pools, Pools::Postgres { .. })
+    }
+
+    /// The pool to listen on, on PostgreSQL.
+    pub(crate) fn postgres(&self) -> Option<&PgPool> {
+        match &self.pools {
+            Pools::Postgres { pool, .. } => Some(pool),
+            Pools::Sqlite { .. } => None,
+        }
+    }
+
+    fn file(files: &[File; 4], area: Area) -> &File {
+        &files[area as usize]
+    }
+
+    /// Begins a transaction that will write to the area. On SQLite it holds the file's write lock.
+    pub async fn begin_write(&self, area: Area) -> Result<Tx> {
+        Ok(match &self.pools {
+            Pools::Postgres { pool, writer } => {
+                let pool = if area == Area::Journal { writer } else { pool };
+                Tx::Postgres(pool.begin().await?)
+            }
+            Pools::Sqlite { files } => {
+                Tx::Sqlite(Self::file(files, area).write.begin_with("BEGIN IMMEDIATE").await?)
+            }
+        })
+    }
+
+    /// Begins a transaction that only reads, all of it from one snapshot.
+    pub async fn begin_read(&self, area: Area) -> Result<Tx> {
+        Ok(match &self.pools {
+            Pools::Postgres { pool, .. } => {
+                Tx::Postgres(pool.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?)
+            }
+            Pools::Sqlite { files } => Tx::Sqlite(Self::file(files, area).read.begin().await?),
+        })
+    }
+
+    /// Reads outside of a transaction.
+    pub async fn fetch_all(&self, area: Area, sql: Sql) -> Result<Vec<Row>> {
+        match &self.pools {
+            Pools::Postgres { pool, .. } => {
+                let (text, args) = sql.for_postgres()?;
+                let rows = sqlx::query_with(&text, args).fetch_all(pool).await?;
+                Ok(rows.into_iter().map(Row::Postgres).collect())
+            }
+            Pools::Sqlite { files } => {
+                let (text, args) = sql.for_sqlite()?;
+                let rows = sqlx::query_with(&text, args).fetch_all(&Self::file(files, area).read).await?;
+                Ok(rows.into_iter().map(Row::Sqlite).collect())
+            }
+        }
+    }
+
+    /// Reads the first row outside of a transaction.
+    pub async fn fetch_optional(&self, area: Area, sql: Sql) -> Result<Option<Row>> {
+        Ok(self.fetch_all(area, sql).await?.into_iter().next())
+    }
+
+    /// Writes one statement in a transaction of its own and returns how many rows it changed.
+    pub async fn execute(&self, area: Area, sql: Sql) -> Result<u64> {
+        let mut tx = self.begin_write(area).await?;
+        let changed = tx.execute(sql).await?;
+        tx.commit().await?;
+        Ok(changed)
+    }
+
+    /// Brings the tables up to date. Safe to run from several processes at once.
+    pub async fn migrate(&self) -> Result<()> {
+        match &self.pools {
+            Pools::Postgres { pool, .. } => sqlx::migrate!("migrations/postgres").run(pool).await?,
+            Pools::Sqlite { files } => {
+                sqlx::migrate!("migrations/sqlite/journal")
+                    .run(&Self::file(files, Area::Journal).write)
+                    .await?;
+                sqlx::migrate!("migrations/sqlite/keys").run(&Self::file(files, Area::Keys).write).await?;
+                sqlx::migrate!("migrations/sqlite/model").run(&Self::file(files, Area::Model).write).await?;
+                sqlx::migrate!("migrations/sqlite/lanes").run(&Self::file(files, Area::Lanes).write).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether every migration of this build has been applied.
+    pub async fn is_migrated(&self) -> Result<bool> {
+        let (sql_text, want) = match &self.pools {
+            Pools::Postgres { .. } => (
+                "SELECT COUNT(*) FROM _sqlx_migrations WHERE success",
+                sqlx::migrate!("migrations/postgres").iter().count(),
+            ),
+            Pools::Sqlite { .. } => (
+                "SELECT COUNT(*) FROM _sqlx_migrations WHERE success",
+                sqlx::migrate!("migrations/sqlite/lanes").iter().count(),
+            ),
+        };
+        // SQLite's files are migrated in order, so the last one speaks for all.
+        match self.fetch_optional(Area::Lanes, sql(sql_text)).await {
+            Ok(Some(row)) => Ok(usize::try_from(row.int(0)?).unwrap_or(0) >= want),
+            Ok(None) => Ok(false),
+            Err(StoreError::Database(sqlx::Error::Database(_))) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Streams the rows of a long read from one snapshot, in chunks, without holding them all.
+    pub async fn for_each(&self, area: Area, sql: Sql, mut each: impl FnMut(Row) -> Result<()>) -> Result<()> {
+        match &self.pools {
+            Pools::Postgres { pool, .. } => {
+                let (text, args) = sql.for_postgres()?;
+                let mut rows = sqlx::query_with(&text, args).fetch(pool);
+                while let Some(row) = rows.try_next().await? {
+                    each(Row::Postgres(row))?;
+                }
+            }
+            Pools::Sqlite { files } => {
+                let (text, args) = sql.for_sqlite()?;
+                let mut rows = sqlx::query_with(&text, args).fetch(&Self::file(files, area).read);
+                while let Some(row) = rows.try_next().await? {
+                    each(Row::Sqlite(row))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Closes every connection.
+    pub async fn close(&self) {
+        match &self.pools {
+            Pools::Postgres { pool, writer } => {
+                writer.close().await;
+                pool.close().await;
+            }
+            Pools::Sqlite { files } => {
+                for file in files {
+                    file.read.close().await;
+                    file.write.close().await;
+                }
+            }
+        }
+    }
+
+    /// One connection of the journal's writer, for what needs a session of its own.
+    pub async fn acquire_postgres(&self) -> Result<Option<PoolConnection<Postgres>>> {
+        match &self.pools {
+            Pools::Postgres { pool, .. } => Ok(Some(pool.acquire().await?)),
+            Pools::Sqlite { .. } => Ok(None),
+        }
+    }
+}
+
+async fn connect_postgres(url: &str, connections_max: u32) -> Result<Pools> {
+    let options: PgConnectOptions = url.parse::<PgConnectOptions>()?.application_name("annals");
+    let pool = PgPoolOptions::new()
+        .max_connections(connections_max.max(4))
+        .acquire_timeout(Duration::from_secs(5))
+        .connect_with(options.clone())
+        .await?;
+    let writer = PgPoolOptions::new()
+        .max_connections(2)
+        .acquire_timeout(Duration::from_secs(5))
+        .after_connect(|connection, _| {
+            Box::pin(async move {
+                let text = format!(
+                    "SET idle_in_transaction_session_timeout = {WRITER_TIMEOUT_MS}; \
+                     SET lock_timeout = {WRITER_TIMEOUT_MS}"
+                );
+                sqlx::Executor::execute(connection, text.as_str()).await.map(drop)
+            })
+        })
+        .connect_with(options)
+        .await?;
+    Ok(Pools::Postgres { pool, writer })
+}
+
+async fn connect_sqlite(dir: &Path) -> Result<Pools> {
+    std::fs::create_dir_all(dir)
+        .map_err(|source| StoreError::Folder { path: dir.to_owned(), source })?;
+    let mut files = Vec::with_capacity(AREAS.len());
+    for area in AREAS {
+        // Read models can be rebuilt, and lanes repeat at worst; the truth and the keys must not be lost.
+        let durable = matches!(area, Area::Journal | Area::Keys);
+        let options = SqliteConnectOptions::new()
+            .filename(dir.join(format!("{}.db", area.name())))
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(if durable { SqliteSynchronous::Full } else { SqliteSynchronous::Normal })
+            .busy_timeout(Duration::from_secs(5))
+            .foreign_keys(false)
+            .pragma("cache_size", "-65536")
+            .pragma("wal_autocheckpoint", "4000")
+            .pragma("journal_size_limit", "67108864")
+            .pragma("temp_store", "memory");
+        let write = SqlitePoolOptions::new()
+            .max_connections(1)
+            .acquire_timeout(Duration::from_secs(30))
+            .connect_with(options.clone())
+            .await?;
+        let read = SqlitePoolOptions::new()
+            .max_connections(SQLITE_READERS_MAX)
+            .acquire_timeout(Duration::from_secs(30))
+            .connect_with(options.pragma("query_only", "on"))
+            .await?;
+        files.push(File { write, read });
+    }
+    match <[File; 4]>::try_from(files) {
+        Ok(files) => Ok(Pools::Sqlite { files }),
+        Err(_) => unreachable!("one file per area"),
+    }
+}

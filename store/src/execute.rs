@@ -1,0 +1,614 @@
+//! A client's command, from the state row to the commit: load → handle → append (D1).
+//!
+//! Deciding, hashing a password and sealing happen before the journal's row is taken. If another commit
+//! moved the version in between, the command is decided again on the new state until the request's time
+//! ends; with `If-Match` it is refused with 412 instead.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use annals_domain::clock::Timestamp;
+use annals_domain::event::{Actor, Cause, EVENT_BYTES_MAX, Event, StreamId};
+use annals_domain::ids::{ConnectionId, Position, ResourceId, TenantId, Version};
+use annals_domain::resource::{Command, Custom, Group, Kind, Resource, Services, User, new_password};
+use annals_domain::scim::error::ScimError;
+use annals_domain::scim::resource::Document;
+use annals_domain::scim::schema::ResourceType;
+use annals_domain::tenant::TenantSettings;
+use annals_domain::upcast::SCHEMA_VERSION;
+use annals_domain::view::{Lookup, LookupKind, LookupSettings, lookups, references};
+use argon2::password_hash::{PasswordHasher, SaltString};
+use cqrs_es::Aggregate;
+use cqrs_es::event_sink::EventSink;
+use secrecy::{ExposeSecret, SecretString};
+use sha2::{Digest, Sha256};
+use tokio::sync::Semaphore;
+use uuid::Uuid;
+
+use crate::Store;
+use crate::backend::{Area, sql};
+use crate::error::{Result, StoreError};
+use crate::journal::append::event_payload;
+use crate::journal::read::{Content, StateRow, event_aad, secret_aad, state_aad};
+use crate::journal::{
+    AppendError, BodyParts, Commit, Expect, LookupWrite, MembersWrite, NewEvent, Receipt, Rejection,
+    SecretWrite, StateWrite, StreamWrite, lookup_kind,
+};
+use crate::keys::SubjectKey;
+
+/// Most passwords hashed at once; argon2id wants 19 MiB each.
+const PASSWORD_HASHES_MAX: usize = 4;
+static PASSWORD_HASHING: Semaphore = Semaphore::const_new(PASSWORD_HASHES_MAX);
+
+/// What `If-Match` demands.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum IfMatch {
+    /// The header is absent.
+    #[default]
+    Absent,
+    /// `*`: the resource must exist.
+    Exists,
+    /// One of these versions; an empty list matches nothing (a malformed header, VE-006).
+    Versions(Vec<Version>),
+}
+
+/// What `Idempotency-Key` brings.
+#[derive(Clone, Debug)]
+pub struct Idempotency {
+    /// The key as sent.
+    pub key: String,
+    /// What must be the same when the key comes again: method, path and body.
+    pub request: Vec<u8>,
+}
+
+/// A command with all that is needed to carry it out.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// Whose resource.
+    pub tenant: TenantId,
+    /// Its type.
+    pub resource_type: Arc<ResourceType>,
+    /// Its id; for a create, the id to give.
+    pub id: ResourceId,
+    /// What to do.
+    pub command: Command,
+    /// Precondition.
+    pub if_match: IfMatch,
+    /// Who.
+    pub actor: Actor,
+    /// Why; the quirks are added here.
+    pub cause: Cause,
+    /// The connection, which scopes unique external ids and idempotency keys.
+    pub connection: Option<ConnectionId>,
+    /// The tenant's switches.
+    pub settings: TenantSettings,
+    /// Whether the client profile wants group names unique (EN-021).
+    pub group_name_unique: bool,
+    /// The client's idempotency key.
+    pub idempotency: Option<Idempotency>,
+    /// How long to try again when others move the version; none = the store's limit.
+    pub deadline: Option<Duration>,
+}
+
+/// What a command came to.
+#[derive(Clone, Debug)]
+pub struct Executed {
+    /// The entity afterwards.
+    pub state: StateRow,
+    /// False: the command changed nothing, no event was written.
+    pub changed: bool,
+    /// True: the idempotency key was known, this is what the first request came to.
+    pub replayed: bool,
+    /// Position of the commit's last event, 0 if there is none.
+    pub position: Position,
+}
+
+/// A decision, sealed and ready to commit.
+struct Decided {
+    commit: Commit,
+    document: Document,
+    /// The state it was decided on.
+    before: Option<StateRow>,
+}
+
+enum Attempt {
+    Done(Executed),
+    Moved,
+}
+
+impl Store {
+    /// Carries a command out. On success it is durable.
+    ///
+    /// # Errors
+    /// [`StoreError::Refused`] is the client's: 400, 404, 409, 412, 413. [`StoreError::Busy`] and
+    /// [`StoreError::Halted`] mean "later".
+    pub async fn execute(&self, request: Request) -> Result<Executed> {
+        if let Some(idempotency) = &request.idempotency
+            && let Some(done) = self.replay(&request, idempotency).await?
+        {
+            return Ok(done);
+        }
+        let deadline =
+            tokio::time::Instant::now() + request.deadline.unwrap_or(self.limits().execute_timeout);
+        loop {
+            let attempt = match request.resource_type.name.as_str() {
+                "User" => self.attempt::<User>(&request).await?,
+                "Group" => self.attempt::<Group>(&request).await?,
+                _ => self.attempt::<Custom>(&request).await?,
+            };
+            match attempt {
+                Attempt::Done(done) => return Ok(done),
+                Attempt::Moved if tokio::time::Instant::now() >= deadline => {
+                    return Err(StoreError::Busy { what: "the resource changes too fast", retry_after_s: 1 });
+                }
+                Attempt::Moved => metrics::counter!("annals_execute_retries_total").increment(1),
+            }
+        }
+    }
+
+    async fn attempt<A: CommandTarget>(&self, request: &Request) -> Result<Attempt> {
+        let (before, aggregate, events) = match self.decide::<A>(request).await? {
+            (before, Some((aggregate, events))) => (before, aggregate, events),
+            (_, None) => return Err(not_found(request)),
+        };
+        let delta = &aggregate.proposal().members;
+        if let Some(state) = &before
+            && events.is_empty()
+            && delta.is_empty()
+        {
+            let state = state.clone();
+            return Ok(Attempt::Done(Executed { state, changed: false, replayed: false, position: 0 }));
+        }
+        let decided = self.seal::<A>(request, before, aggregate, events).await?;
+        let tenant = decided.commit.tenant.clone();
+        let stream = decided.commit.writes.first().map(|w| w.stream.clone());
+        match self.inner.writer.append(decided.commit).await {
+            Ok(receipt) if receipt.replayed => {
+                let state = self.replayed_state(&tenant, &receipt).await?;
+                Ok(Attempt::Done(Executed { state, changed: true, replayed: true, position: receipt.last }))
+            }
+            Ok(receipt) => {
+                let executed = executed(&tenant, stream, &receipt, decided.document, decided.before);
+                Ok(Attempt::Done(executed))
+            }
+            Err(AppendError::Rejected(Rejection::Moved)) => match request.if_match {
+                IfMatch::Versions(_) => Err(precondition_failed(request)),
+                _ => Ok(Attempt::Moved),
+            },
+            Err(error) => Err(refusal(request, error)),
+        }
+    }
+
+    /// Loads the state and lets the aggregate decide. `None`: there is no such resource.
+    #[expect(clippy::type_complexity, reason = "state before, and the decided aggregate with its events")]
+    async fn decide<A: CommandTarget>(
+        &self,
+        request: &Request,
+    ) -> Result<(Option<StateRow>, Option<(A, Vec<Event>)>)> {
+        let creating = matches!(request.command, Command::Create { .. });
+        let before = if creating { None } else { self.state(&request.tenant, &request.id).await? };
+        let mut aggregate = match &before {
+            _ if creating => A::default(),
+            Some(state) if state.resource_type == request.resource_type.name => match state.document() {
+                Some(document) => A::of(document.clone()),
+                None => return Ok((before, None)),
+            },
+            _ => return Ok((before, None)),
+        };
+        if let (IfMatch::Versions(versions), Some(state)) = (&request.if_match, &before)
+            && !versions.contains(&state.version)
+        {
+            return Err(precondition_failed(request));
+        }
+        let services =
+            Services { registry: self.registry().clone(), resource_type: request.resource_type.clone() };
+        let sink = EventSink::default();
+        aggregate.handle(request.command.clone(), &services, &sink).await?;
+        let events = sink.collect().await;
+        Ok((before, Some((aggregate, events))))
+    }
+
+    /// Seals what was decided and puts it into a commit.
+    async fn seal<A: CommandTarget>(
+        &self,
+        request: &Request,
+        before: Option<StateRow>,
+        aggregate: A,
+        events: Vec<Event>,
+    ) -> Result<Decided> {
+        let (tenant, id, rt) = (&request.tenant, &request.id, &request.resource_type);
+        let proposal = aggregate.proposal().clone();
+        let mut cause = request.cause.clone();
+        cause.quirks.extend(proposal.quirks.iter().map(ToString::to_string));
+        let header = Header::new(request, &cause)?;
+        let key = self.key_of(request, before.as_ref()).await?;
+        let secrets = self.secrets(request, &proposal, key.as_ref()).await?;
+        let sealed = self.new_events(&header, tenant, id, rt, &events, key.as_ref())?;
+        let deleting = matches!(request.command, Command::Delete);
+        let document = aggregate.document().clone();
+        let content_changed = events.iter().any(Event::holds_content);
+        let state = if deleting {
+            StateWrite::Tombstone
+        } else if content_changed {
+            self.put(tenant, id, &document, key.as_ref())?
+        } else {
+            StateWrite::Keep
+        };
+        let old = before.as_ref().and_then(StateRow::document);
+        let keys = self.keys().tenant(tenant).await?;
+        let empty = Document::default();
+        let lookups = |document: &Document| request.lookups(document);
+        let old_lookups = old.map(lookups).unwrap_or_default();
+        // A delete frees all of the owner's look-ups at once.
+        let new_lookups = if deleting { old_lookups.clone() } else { lookups(&document) };
+        let hash = |l: &(String, Lookup)| (l.0.clone(), keys.lookup_hash(&l.0, &l.1.value));
+        let gone = |l: &&(String, Lookup)| !new_lookups.iter().any(|n| (&n.0, &n.1.value) == (&l.0, &l.1.value));
+        let come = |l: &&(String, Lookup)| !old_lookups.iter().any(|o| (&o.0, &o.1.value) == (&l.0, &l.1.value));
+        let (old_refs, new_refs) = (
+            references(rt, old.unwrap_or(&empty)),
+            if deleting { Vec::new() } else { references(rt, &document) },
+        );
+        let write = StreamWrite {
+            stream: StreamId { resource_type: rt.name.clone(), id: id.clone() },
+            expect: expectation(request, before.as_ref(), &events),
+            lookups_remove: old_lookups.iter().filter(gone).map(hash).collect(),
+            lookups_add: new_lookups.iter().filter(come).map(|l| lookup_write(l, hash(l).1)).collect(),
+            references_remove: old_refs.iter().filter(|r| !new_refs.contains(r)).cloned().collect(),
+            references_add: new_refs.iter().filter(|r| !old_refs.contains(r)).cloned().collect(),
+            members: (!proposal.members.is_empty()).then(|| MembersWrite {
+                delta: proposal.members,
+                must_exist: !request.settings.dangling_members,
+            }),
+            events: sealed,
+            state,
+        };
+        let fingerprint = request.idempotency.as_ref().map(|i| keys.fingerprint(&i.request));
+        let commit = Commit {
+            id: self.commit_id(request),
+            tenant: tenant.clone(),
+            actor: header.actor,
+            cause: header.cause,
+            writes: vec![write],
+            secrets,
+            tokens: Vec::new(),
+            fingerprint,
+        };
+        Ok(Decided { commit, document, before })
+    }
+
+    async fn key_of(&self, request: &Request, before: Option<&StateRow>) -> Result<Option<SubjectKey>> {
+        if !request.resource_type.personal {
+            return Ok(None);
+        }
+        match before.and_then(|state| state.key_id.as_deref()) {
+            // The key may have been destroyed since the state was read: then the person is gone.
+            Some(id) => match self.keys().subject(&request.tenant, id).await? {
+                Some(key) => Ok(Some(key)),
+                None => Err(not_found(request)),
+            },
+            None => Ok(Some(self.keys().take(&request.tenant).await?)),
+        }
+    }
+
+    fn put(
+        &self,
+        tenant: &TenantId,
+        id: &ResourceId,
+        document: &Document,
+        key: Option<&SubjectKey>,
+    ) -> Result<StateWrite> {
+        let bytes = serde_json::to_vec(document).map_err(|e| StoreError::corrupt("a document", e))?;
+        Ok(match key {
+            Some(key) => StateWrite::Put {
+                key_id: Some(key.id.clone()),
+                document: key.key.seal(&state_aad(tenant, id), &bytes, &**self.entropy())?,
+            },
+            None => StateWrite::Put { key_id: None, document: bytes },
+        })
+    }
+
+    /// Gives events their ids, seals what holds content, and hashes.
+    fn new_events(
+        &self,
+        header: &Header,
+        tenant: &TenantId,
+        id: &ResourceId,
+        rt: &ResourceType,
+        events: &[Event],
+        key: Option<&SubjectKey>,
+    ) -> Result<Vec<NewEvent>> {
+        let now = self.now();
+        events
+            .iter()
+            .map(|event| {
+                let kind = event.kind(&rt.name);
+                let event_id = self.entropy().uuid_v7(now);
+                let text = event_id.hyphenated().to_string();
+                let plain = event_payload(event);
+                if plain.len() > EVENT_BYTES_MAX - 64 {
+                    let detail = format!("the change is larger than {EVENT_BYTES_MAX} bytes");
+                    return Err(StoreError::Refused(ScimError::status(413, detail)));
+                }
+                let (key_id, payload) = match key.filter(|_| event.holds_content()) {
+                    Some(key) => {
+                        let aad = event_aad(tenant, id, &text, &kind);
+                        (Some(key.id.clone()), key.key.seal(&aad, &plain, &**self.entropy())?)
+                    }
+                    None => (None, plain),
+                };
+                let body_hash = BodyParts {
+                    event_id: &text,
+                    tenant: tenant.as_str(),
+                    resource_type: &rt.name,
+                    id: id.as_str(),
+                    kind: &kind,
+                    schema_version: SCHEMA_VERSION,
+                    actor: &header.actor,
+                    cause: &header.cause,
+                    key_id: key_id.as_deref(),
+                    payload: &payload,
+                }
+                .hash()
+                .to_vec();
+                Ok(NewEvent { event_id, kind, key_id, payload, body_hash })
+            })
+            .collect()
+    }
+
+    async fn secrets(
+        &self,
+        request: &Request,
+        proposal: &annals_domain::resource::Proposal,
+        key: Option<&SubjectKey>,
+    ) -> Result<Vec<SecretWrite>> {
+        if proposal.password.is_none() {
+            return Ok(Vec::new());
+        }
+        let (key_id, sealing) = match key {
+            Some(key) => (Some(key.id.clone()), key.key.clone()),
+            None => (None, self.keys().tenant(&request.tenant).await?.secret().clone()),
+        };
+        let sealed = match new_password(&proposal.password) {
+            Some(password) => {
+                let hash = self.hash_password(password.clone()).await?;
+                let aad = secret_aad(&request.tenant, &request.id, PASSWORD);
+                Some(sealing.seal(&aad, hash.as_bytes(), &**self.entropy())?)
+            }
+            None => None,
+        };
+        Ok(vec![SecretWrite { id: request.id.clone(), name: PASSWORD, key_id, sealed }])
+    }
+
+    async fn hash_password(&self, password: SecretString) -> Result<String> {
+        let _permit = PASSWORD_HASHING
+            .acquire()
+            .await
+            .map_err(|_| StoreError::Busy { what: "password hashing has ended", retry_after_s: 1 })?;
+        let mut salt = [0u8; 16];
+        self.entropy().fill(&mut salt);
+        tokio::task::spawn_blocking(move || {
+            let fail = |e: argon2::password_hash::Error| StoreError::corrupt("a password", e);
+            let salt = SaltString::encode_b64(&salt).map_err(fail)?;
+            let hash = argon2::Argon2::default()
+                .hash_password(password.expose_secret().as_bytes(), &salt)
+                .map_err(fail)?;
+            Ok(hash.to_string())
+        })
+        .await
+        .map_err(|e| StoreError::corrupt("a password", e))?
+    }
+
+    fn commit_id(&self, request: &Request) -> Uuid {
+        match &request.idempotency {
+            Some(idempotency) => keyed_commit_id(request, &idempotency.key),
+            None => self.entropy().uuid_v7(self.now()),
+        }
+    }
+
+    /// What the first request with this idempotency key came to, if it was carried out.
+    async fn replay(&self, request: &Request, idempotency: &Idempotency) -> Result<Option<Executed>> {
+        let id = keyed_commit_id(request, &idempotency.key);
+        let select = sql("SELECT c.receipt, c.fingerprint FROM journal.commit_log c WHERE c.commit_id = $1")
+            .bind(id);
+        let Some(row) = self.backend().fetch_optional(Area::Journal, select).await? else {
+            return Ok(None);
+        };
+        let expected = self.keys().tenant(&request.tenant).await?.fingerprint(&idempotency.request);
+        if row.opt_bytes(1)? != Some(expected) {
+            return Err(other_request());
+        }
+        let receipt: Receipt = serde_json::from_str(&row.text(0)?)
+            .map_err(|e| StoreError::corrupt("a commit's receipt", e))?;
+        let state = self.replayed_state(&request.tenant, &receipt).await?;
+        Ok(Some(Executed { state, changed: true, replayed: true, position: receipt.last }))
+    }
+
+    async fn replayed_state(&self, tenant: &TenantId, receipt: &Receipt) -> Result<StateRow> {
+        let state = match receipt.streams.first() {
+            Some(stream) => self.state(tenant, &stream.id).await?,
+            None => None,
+        };
+        state.ok_or_else(|| StoreError::corrupt("a commit's receipt", "it names no entity"))
+    }
+}
+
+const PASSWORD: &str = "password";
+
+/// An aggregate that takes SCIM commands; all kinds of [`Resource`] do.
+trait CommandTarget:
+    Aggregate<Command = Command, Event = Event, Error = ScimError, Services = Services>
+{
+    fn of(document: Document) -> Self;
+    fn document(&self) -> &Document;
+    fn proposal(&self) -> &annals_domain::resource::Proposal;
+}
+
+impl<K: Kind> CommandTarget for Resource<K> {
+    fn of(document: Document) -> Self {
+        Resource::of(document)
+    }
+    fn document(&self) -> &Document {
+        &self.document
+    }
+    fn proposal(&self) -> &annals_domain::resource::Proposal {
+        &self.proposal
+    }
+}
+
+/// Actor and cause as JSON, as every event of the commit carries them.
+pub(crate) struct Header {
+    pub(crate) actor: String,
+    pub(crate) cause: String,
+}
+
+impl Header {
+    fn new(request: &Request, cause: &Cause) -> Result<Header> {
+        Header::of(&request.actor, cause)
+    }
+
+    pub(crate) fn of(actor: &Actor, cause: &Cause) -> Result<Header> {
+        let json = |e| StoreError::corrupt("an event's metadata", e);
+        Ok(Header {
+            actor: serde_json::to_string(actor).map_err(json)?,
+            cause: serde_json::to_string(cause).map_err(json)?,
+        })
+    }
+}
+
+impl Request {
+    /// The look-ups of a document with the kinds they are stored under.
+    fn lookups(&self, document: &Document) -> Vec<(String, Lookup)> {
+        let settings = LookupSettings {
+            external_id_unique: false,
+            group_name_unique: self.settings.group_name_unique || self.group_name_unique,
+        };
+        let mut found = Vec::new();
+        for lookup in lookups(&self.resource_type, document, &settings) {
+            let kind = lookup_kind(&self.resource_type.name, lookup.kind.as_str());
+            if lookup.kind == LookupKind::ExternalId
+                && self.settings.external_id_unique
+                && let Some(connection) = &self.connection
+            {
+                // Unique within its provisioning domain (CS-007), found without it.
+                let scoped = format!("{kind}@{connection}");
+                found.push((scoped, Lookup { exclusive: true, ..lookup.clone() }));
+            }
+            found.push((kind, lookup));
+        }
+        found
+    }
+}
+
+fn lookup_write(lookup: &(String, Lookup), value: Vec<u8>) -> LookupWrite {
+    LookupWrite {
+        kind: lookup.0.clone(),
+        value,
+        exclusive: lookup.1.exclusive,
+        attribute: match lookup.1.kind {
+            LookupKind::UserName => "userName",
+            LookupKind::ExternalId => "externalId",
+            LookupKind::DisplayName => "displayName",
+        },
+    }
+}
+
+fn expectation(request: &Request, before: Option<&StateRow>, events: &[Event]) -> Expect {
+    let Some(before) = before else { return Expect::Fresh };
+    let conditional = matches!(request.if_match, IfMatch::Versions(_));
+    let delta_alone = events.is_empty() || matches!(request.command, Command::Delete);
+    if conditional || !delta_alone { Expect::Version(before.version) } else { Expect::Alive }
+}
+
+fn executed(
+    tenant: &TenantId,
+    stream: Option<StreamId>,
+    receipt: &Receipt,
+    document: Document,
+    before: Option<StateRow>,
+) -> Executed {
+    let deleted = document == Document::default() && before.is_some();
+    let result = receipt.streams.first();
+    let stream = stream.unwrap_or_else(|| StreamId {
+        resource_type: String::new(),
+        id: ResourceId::from_text(""),
+    });
+    let changed = result.is_some_and(|r| r.events > 0);
+    let state = StateRow {
+        tenant: tenant.clone(),
+        id: stream.id,
+        resource_type: stream.resource_type,
+        version: result.map_or(0, |r| r.version),
+        created: Timestamp(result.map_or(0, |r| r.created)),
+        modified: Timestamp(result.map_or(0, |r| r.modified)),
+        position: result.map_or(0, |r| r.position),
+        content: Content::Open(document),
+        deleted,
+        key_id: before.and_then(|b| b.key_id),
+    };
+    Executed { state, changed, replayed: false, position: receipt.last }
+}
+
+fn keyed_commit_id(request: &Request, key: &str) -> Uuid {
+    let mut hasher = Sha256::new();
+    let connection = request.connection.as_ref().map_or("", |c| c.as_str());
+    for part in ["annals idempotency 1", request.tenant.as_str(), connection, key] {
+        hasher.update((part.len() as u64).to_be_bytes());
+        hasher.update(part.as_bytes());
+    }
+    let digest: [u8; 32] = hasher.finalize().into();
+    let mut bytes = [0u8; 16];
+    bytes.copy_from_slice(&digest[..16]);
+    uuid::Builder::from_custom_bytes(bytes).into_uuid()
+}
+
+fn not_found(request: &Request) -> StoreError {
+    let detail = format!("{} {} not found", request.resource_type.name, request.id);
+    StoreError::Refused(ScimError::not_found(detail))
+}
+
+fn precondition_failed(request: &Request) -> StoreError {
+    let detail = format!(
+        "{} {} has another version than If-Match names; nothing was changed",
+        request.resource_type.name, request.id
+    );
+    StoreError::Refused(ScimError::precondition_failed(detail))
+}
+
+fn other_request() -> StoreError {
+    let detail = "this Idempotency-Key was used for another request; use a new key";
+    StoreError::Refused(ScimError::status(422, detail))
+}
+
+/// What a failed append means to the client.
+fn refusal(request: &Request, error: AppendError) -> StoreError {
+    match error {
+        AppendError::Rejected(rejection) => match rejection {
+            Rejection::Moved => precondition_failed(request),
+            Rejection::Gone => not_found(request),
+            Rejection::Exists => StoreError::Refused(ScimError::uniqueness(format!(
+                "{} {} exists already",
+                request.resource_type.name, request.id
+            ))),
+            Rejection::Taken { attribute } => StoreError::Refused(ScimError::uniqueness(format!(
+                "{attribute}: the value is in use by another {}",
+                request.resource_type.name
+            ))),
+            Rejection::Dangling { ids } => {
+                let ids: Vec<&str> = ids.iter().map(ResourceId::as_str).collect();
+                let detail = format!("members: no user or group has the id {}", ids.join(", "));
+                StoreError::Refused(ScimError::invalid_value(detail))
+            }
+            Rejection::TooManyLinks { max } => {
+                let detail = format!("members: a request may change at most {max} members");
+                StoreError::Refused(ScimError::status(413, detail))
+            }
+            Rejection::OtherRequest => other_request(),
+        },
+        AppendError::Full => StoreError::Busy { what: "the journal's queue is full", retry_after_s: 1 },
+        AppendError::Halted(reason) => StoreError::Halted(reason),
+        AppendError::Failed(reason) => {
+            tracing::error!(reason, "a commit failed");
+            StoreError::Busy { what: "the journal cannot be written", retry_after_s: 2 }
+        }
+    }
+}

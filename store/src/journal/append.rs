@@ -1,0 +1,1038 @@
+//! One batch of commits in one transaction (D1).
+//!
+//! The counter row is locked first and held to the end: it is the writers' mutex, so the order of
+//! commits is the order of positions, and a rollback leaves no gap. Under it all is plain: read what the
+//! commits touch (one set-based query each), check each commit in memory in arrival order, seeing the
+//! earlier ones, then write what passed.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+
+use annals_domain::clock::{Clock, Entropy};
+use annals_domain::event::Event;
+use annals_domain::ids::{Position, ResourceId, TenantId, Version};
+use annals_domain::resource::member_events;
+use annals_domain::upcast::SCHEMA_VERSION;
+
+use super::{
+    BodyParts, Commit, Expect, MembersWrite, Receipt, Rejection, StateWrite, StreamReceipt, StreamWrite,
+    TokenWrite, batch_hash, chain_hash, merkle_root,
+};
+use crate::backend::{Area, Backend, Col, Rows, Tx, sql};
+use crate::error::{Result, StoreError};
+use crate::wake::Topic;
+
+/// Removals that a delete records in its own commit; the janitor does the rest (D4).
+pub(crate) const DELETE_UNLINKS_MAX: usize = 1_000;
+
+/// The attribute whose links are recorded by events.
+pub(crate) const MEMBERS: &str = "members";
+
+/// How a batch failed as a whole.
+pub(crate) enum BatchError {
+    /// Before COMMIT was sent: nothing of it is there.
+    Before(StoreError),
+    /// COMMIT was sent and its outcome is unknown.
+    Unknown(StoreError),
+}
+
+type Key = (TenantId, ResourceId);
+type Outcome = std::result::Result<Receipt, Rejection>;
+
+/// What the writer needs to append.
+pub(crate) struct Appender {
+    pub(crate) backend: Arc<Backend>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) entropy: Arc<dyn Entropy>,
+    pub(crate) links_max: usize,
+}
+
+impl Appender {
+    /// Writes a batch. Each commit gets its own outcome; a refused one does not disturb the others.
+    pub(crate) async fn append(
+        &self,
+        commits: &[Arc<Commit>],
+    ) -> std::result::Result<Vec<Outcome>, BatchError> {
+        let mut tx = self.backend.begin_write(Area::Journal).await.map_err(BatchError::Before)?;
+        let (outcomes, written) = match self.append_in(&mut tx, commits).await {
+            Ok(done) => done,
+            Err(error) => {
+                // Dropping would roll back as well; doing it here frees the row sooner.
+                let _ = tx.rollback().await;
+                return Err(BatchError::Before(error));
+            }
+        };
+        if written {
+            tx.commit().await.map_err(BatchError::Unknown)?;
+        } else {
+            tx.rollback().await.map_err(BatchError::Before)?;
+        }
+        Ok(outcomes)
+    }
+
+    /// Which of these commits are in the journal. The counter row is taken first, so a transaction that
+    /// is still ending is waited for and the answer is final.
+    pub(crate) async fn find(&self, commits: &[Arc<Commit>]) -> Result<Vec<Option<Receipt>>> {
+        let mut tx = self.backend.begin_write(Area::Journal).await?;
+        tx.fetch_all(sql("SELECT position FROM journal.counter WHERE id = 1 {for_update}")).await?;
+        let found = read_receipts(&mut tx, commits.iter()).await?;
+        tx.rollback().await?;
+        Ok(commits.iter().map(|c| found.get(&c.id.hyphenated().to_string()).map(|f| f.0.clone())).collect())
+    }
+
+    async fn append_in(&self, tx: &mut Tx, commits: &[Arc<Commit>]) -> Result<(Vec<Outcome>, bool)> {
+        let counter = sql("SELECT c.position, c.at, c.batch_hash FROM journal.counter c \
+             WHERE c.id = 1 {for_update}");
+        let Some(row) = tx.fetch_optional(counter).await? else {
+            return Err(StoreError::corrupt("the counter row", "it is missing"));
+        };
+        let (head, last_at, last_hash) = (row.int(0)?, row.int(1)?, row.bytes(2)?);
+        let meta = tx.fetch_optional(sql("SELECT halted FROM journal.meta WHERE id = 1")).await?;
+        if let Some(reason) = meta.map(|row| row.opt_text(0)).transpose()?.flatten() {
+            return Err(StoreError::Halted(reason));
+        }
+        let mut batch = Batch {
+            at: self.clock.now().0.max(last_at),
+            head,
+            links_max: self.links_max,
+            ..Batch::default()
+        };
+        batch.read(tx, commits).await?;
+        let mut outcomes = Vec::with_capacity(commits.len());
+        for commit in commits {
+            outcomes.push(batch.check(commit, &*self.entropy));
+        }
+        let written = !batch.events.is_empty() || batch.accepted > 0;
+        if written {
+            batch.write(tx, head, &last_hash).await?;
+        }
+        Ok((outcomes, written))
+    }
+}
+
+async fn read_receipts<'a>(
+    tx: &mut Tx,
+    commits: impl Iterator<Item = &'a Arc<Commit>>,
+) -> Result<HashMap<String, (Receipt, Option<Vec<u8>>)>> {
+    let mut rows = Rows::new(&[("commit_id", Col::Text)]);
+    for commit in commits {
+        rows.push(vec![commit.id.into()]);
+    }
+    let mut found = HashMap::new();
+    if rows.is_empty() {
+        return Ok(found);
+    }
+    let select = sql("SELECT c.commit_id, c.receipt, c.fingerprint FROM {rows} CROSS JOIN journal.commit_log c \
+         WHERE c.commit_id = r.commit_id")
+    .rows(rows);
+    for row in tx.fetch_all(select).await? {
+        let mut receipt: Receipt = serde_json::from_str(&row.text(1)?)
+            .map_err(|e| StoreError::corrupt("a commit's receipt", e))?;
+        receipt.replayed = true;
+        found.insert(row.text(0)?, (receipt, row.opt_bytes(2)?));
+    }
+    Ok(found)
+}
+
+#[derive(Clone, Debug)]
+struct HeadRow {
+    resource_type: String,
+    version: Version,
+    created: i64,
+    modified: i64,
+    position: Position,
+    deleted: bool,
+}
+
+#[derive(Clone, Debug)]
+struct TenantHead {
+    position: Position,
+    events: i64,
+    chain: Vec<u8>,
+    touched: bool,
+}
+
+struct EventRow {
+    position: Position,
+    event_id: String,
+    commit_id: String,
+    tenant: TenantId,
+    resource_type: String,
+    id: ResourceId,
+    version: Version,
+    kind: String,
+    actor: String,
+    cause: String,
+    key_id: Option<String>,
+    payload: Vec<u8>,
+    body_hash: Vec<u8>,
+    chain_hash: [u8; 32],
+    previous_of_entity: Position,
+    previous_of_tenant: Position,
+}
+
+struct StateOut {
+    head: HeadRow,
+    /// `None`: the document stays as it is in the table.
+    document: Option<(Option<String>, Option<Vec<u8>>)>,
+}
+
+/// What is known under the counter row, and what will be written.
+#[derive(Default)]
+struct Batch {
+    at: i64,
+    head: Position,
+    links_max: usize,
+    /// Commits to log, including ones without events.
+    accepted: usize,
+    known_commits: HashMap<String, (Receipt, Option<Vec<u8>>)>,
+    heads: HashMap<Key, HeadRow>,
+    tenants: HashMap<TenantId, TenantHead>,
+    /// (tenant, kind, value) → owners.
+    lookups: HashMap<(TenantId, String, Vec<u8>), BTreeSet<ResourceId>>,
+    /// Present members among those asked about, by group.
+    members: HashMap<Key, HashSet<ResourceId>>,
+    /// Groups with a deleted entity among their members, by that entity.
+    groups_of: HashMap<Key, BTreeSet<ResourceId>>,
+
+    events: Vec<EventRow>,
+    states: HashMap<Key, StateOut>,
+    lookups_add: HashMap<(TenantId, String, Vec<u8>, ResourceId), bool>,
+    lookups_remove: HashSet<(TenantId, String, Vec<u8>, ResourceId)>,
+    owners_removed: HashSet<Key>,
+    /// (tenant, attribute, from, to) → added or removed.
+    links: HashMap<(TenantId, String, ResourceId, ResourceId), bool>,
+    pending_removals: BTreeSet<(TenantId, ResourceId)>,
+    receipts: Vec<(Arc<Commit>, Receipt)>,
+}
+
+impl Batch {
+    async fn read(&mut self, tx: &mut Tx, commits: &[Arc<Commit>]) -> Result<()> {
+        self.known_commits =
+            read_receipts(tx, commits.iter().filter(|c| c.fingerprint.is_some())).await?;
+        self.read_tenants(tx, commits).await?;
+        self.read_links_to_deleted(tx, commits).await?;
+        self.read_members(tx, commits).await?;
+        self.read_heads(tx, commits).await?;
+        self.read_lookups(tx, commits).await
+    }
+
+    async fn read_tenants(&mut self, tx: &mut Tx, commits: &[Arc<Commit>]) -> Result<()> {
+        let tenants: BTreeSet<&TenantId> = commits.iter().map(|c| &c.tenant).collect();
+        let mut rows = Rows::new(&[("tenant", Col::Text)]);
+        for tenant in &tenants {
+            rows.push(vec![(*tenant).into()]);
+        }
+        let select = sql("SELECT h.tenant, h.position, h.events, h.chain_hash \
+             FROM {rows} CROSS JOIN journal.tenant_head h WHERE h.tenant = r.tenant")
+        .rows(rows);
+        for row in tx.fetch_all(select).await? {
+            let head =
+                TenantHead { position: row.int(1)?, events: row.int(2)?, chain: row.bytes(3)?, touched: false };
+            self.tenants.insert(tenant_id(&row.text(0)?)?, head);
+        }
+        Ok(())
+    }
+
+    async fn read_links_to_deleted(&mut self, tx: &mut Tx, commits: &[Arc<Commit>]) -> Result<()> {
+        let deleted = commits.iter().flat_map(|c| {
+            c.writes
+                .iter()
+                .filter(|w| matches!(w.state, StateWrite::Tombstone))
+                .map(|w| (c.tenant.clone(), w.stream.id.clone()))
+        });
+        // One bounded query each: a set-based one could not bound each entity by itself.
+        for (tenant, id) in deleted.collect::<BTreeSet<_>>() {
+            let select = sql("SELECT l.from_id FROM journal.link l WHERE l.tenant = $1 AND l.to_id = $2 \
+                 AND l.attribute = 'members' ORDER BY l.from_id LIMIT $3")
+            .bind(&tenant)
+            .bind(&id)
+            .bind(DELETE_UNLINKS_MAX);
+            let found = tx.fetch_all(select).await?;
+            let mut groups = BTreeSet::new();
+            for row in found {
+                groups.insert(ResourceId::from_text(&row.text(0)?));
+            }
+            self.groups_of.insert((tenant, id), groups);
+        }
+        Ok(())
+    }
+
+    async fn read_members(&mut self, tx: &mut Tx, commits: &[Arc<Commit>]) -> Result<()> {
+        let mut asked = Rows::new(&[("tenant", Col::Text), ("from_id", Col::Text), ("to_id", Col::Text)]);
+        let mut whole = BTreeSet::new();
+        for commit in commits {
+            for write in &commit.writes {
+                let Some(MembersWrite { delta, .. }) = &write.members else { continue };
+                let key = (commit.tenant.clone(), write.stream.id.clone());
+                self.members.entry(key.clone()).or_default();
+                if delta.clear {
+                    whole.insert(key);
+                    continue;
+                }
+                for to in delta.add.iter().chain(&delta.remove) {
+                    asked.push(vec![(&commit.tenant).into(), (&write.stream.id).into(), to.into()]);
+                }
+            }
+        }
+        if !asked.is_empty() {
+            let select = sql("SELECT l.tenant, l.from_id, l.to_id FROM {rows} CROSS JOIN journal.link l \
+                 WHERE l.tenant = r.tenant AND l.attribute = 'members' \
+                 AND l.from_id = r.from_id AND l.to_id = r.to_id")
+            .rows(asked);
+            for row in tx.fetch_all(select).await? {
+                let key = (tenant_id(&row.text(0)?)?, ResourceId::from_text(&row.text(1)?));
+                self.members.entry(key).or_default().insert(ResourceId::from_text(&row.text(2)?));
+            }
+        }
+        for (tenant, group) in whole {
+            let select = sql("SELECT l.to_id FROM journal.link l \
+                 WHERE l.tenant = $1 AND l.attribute = 'members' AND l.from_id = $2 LIMIT $3")
+            .bind(&tenant)
+            .bind(&group)
+            .bind(self.links_max * 2 + 1);
+            let members = self.members.entry((tenant, group)).or_default();
+            for row in tx.fetch_all(select).await? {
+                members.insert(ResourceId::from_text(&row.text(0)?));
+            }
+        }
+        Ok(())
+    }
+
+    async fn read_heads(&mut self, tx: &mut Tx, commits: &[Arc<Commit>]) -> Result<()> {
+        let mut wanted: HashSet<Key> = HashSet::new();
+        for commit in commits {
+            for write in &commit.writes {
+                if write.expect != Expect::Fresh {
+                    wanted.insert((commit.tenant.clone(), write.stream.id.clone()));
+                }
+                if let Some(MembersWrite { delta, must_exist: true }) = &write.members {
+                    wanted.extend(delta.add.iter().map(|id| (commit.tenant.clone(), id.clone())));
+                }
+            }
+        }
+        for ((tenant, _), groups) in &self.groups_of {
+            wanted.extend(groups.iter().map(|id| (tenant.clone(), id.clone())));
+        }
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let mut rows = Rows::new(&[("tenant", Col::Text), ("id", Col::Text)]);
+        for (tenant, id) in &wanted {
+            rows.push(vec![tenant.into(), id.into()]);
+        }
+        let select = sql("SELECT s.tenant, s.id, s.resource_type, s.version, s.created, s.modified, \
+             s.position, s.deleted FROM {rows} CROSS JOIN journal.state s \
+             WHERE s.tenant = r.tenant AND s.id = r.id")
+        .rows(rows);
+        for row in tx.fetch_all(select).await? {
+            let head = HeadRow {
+                resource_type: row.text(2)?,
+                version: row.int(3)?,
+                created: row.int(4)?,
+                modified: row.int(5)?,
+                position: row.int(6)?,
+                deleted: row.flag(7)?,
+            };
+            self.heads.insert((tenant_id(&row.text(0)?)?, ResourceId::from_text(&row.text(1)?)), head);
+        }
+        Ok(())
+    }
+
+    async fn read_lookups(&mut self, tx: &mut Tx, commits: &[Arc<Commit>]) -> Result<()> {
+        let mut rows = Rows::new(&[("tenant", Col::Text), ("kind", Col::Text), ("value", Col::Bytes)]);
+        for commit in commits {
+            for add in commit.writes.iter().flat_map(|w| &w.lookups_add) {
+                if add.exclusive {
+                    rows.push(vec![
+                        (&commit.tenant).into(),
+                        (&add.kind).into(),
+                        add.value.clone().into(),
+                    ]);
+                }
+            }
+        }
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let select = sql("SELECT l.tenant, l.kind, l.value, l.owner FROM {rows} CROSS JOIN journal.lookup l \
+             WHERE l.tenant = r.tenant AND l.kind = r.kind AND l.value = r.value")
+        .rows(rows);
+        for row in tx.fetch_all(select).await? {
+            let key = (tenant_id(&row.text(0)?)?, row.text(1)?, row.bytes(2)?);
+            self.lookups.entry(key).or_default().insert(ResourceId::from_text(&row.text(3)?));
+        }
+        Ok(())
+    }
+
+    /// Checks one commit against what is known, and records what it changes if it passes.
+    fn check(&mut self, commit: &Arc<Commit>, entropy: &dyn Entropy) -> Outcome {
+        let commit_id = commit.id.hyphenated().to_string();
+        if let Some((receipt, fingerprint)) = self.known_commits.get(&commit_id) {
+            return if *fingerprint == commit.fingerprint {
+                Ok(Receipt { replayed: true, ..receipt.clone() })
+            } else {
+                Err(Rejection::OtherRequest)
+            };
+        }
+        let mut narrowed = Vec::with_capacity(commit.writes.len());
+        for write in &commit.writes {
+            self.may(commit, write)?;
+            narrowed.push(self.narrow(&commit.tenant, write)?);
+        }
+        // From here on nothing can fail: the batch takes the commit over.
+        let first = self.head + 1;
+        let mut streams = Vec::with_capacity(commit.writes.len());
+        for (write, (removed, added)) in commit.writes.iter().zip(narrowed) {
+            streams.push(self.take(commit, write, removed, added, entropy));
+        }
+        let last = self.head;
+        let (first, last) = if last >= first { (first, last) } else { (0, 0) };
+        let receipt = Receipt { first, last, streams, replayed: false };
+        if commit.fingerprint.is_some() {
+            self.known_commits.insert(commit_id, (receipt.clone(), commit.fingerprint.clone()));
+        }
+        if first > 0 || !commit.secrets.is_empty() || !commit.tokens.is_empty() {
+            self.accepted += 1;
+            self.receipts.push((commit.clone(), receipt.clone()));
+        }
+        Ok(receipt)
+    }
+
+    /// Whether a write may happen, by version, uniqueness and existence.
+    fn may(&self, commit: &Commit, write: &StreamWrite) -> std::result::Result<(), Rejection> {
+        let tenant = &commit.tenant;
+        let head = self.heads.get(&(tenant.clone(), write.stream.id.clone()));
+        match (write.expect, head) {
+            (Expect::Fresh, _) | (Expect::Absent, None) => {}
+            (Expect::Absent, Some(_)) => return Err(Rejection::Exists),
+            (_, None) => return Err(Rejection::Gone),
+            (_, Some(head)) if head.deleted || head.resource_type != write.stream.resource_type => {
+                return Err(Rejection::Gone);
+            }
+            (Expect::Version(version), Some(head)) if head.version != version => {
+                return Err(Rejection::Moved);
+            }
+            (Expect::Version(_) | Expect::Alive, Some(_)) => {}
+        }
+        for add in write.lookups_add.iter().filter(|l| l.exclusive) {
+            let key = (tenant.clone(), add.kind.clone(), add.value.clone());
+            let owners = self.lookups.get(&key);
+            if owners.is_some_and(|owners| owners.iter().any(|owner| *owner != write.stream.id)) {
+                return Err(Rejection::Taken { attribute: add.attribute });
+            }
+        }
+        Ok(())
+    }
+
+    /// What a membership change truly changes: (removed, added).
+    fn narrow(
+        &self,
+        tenant: &TenantId,
+        write: &StreamWrite,
+    ) -> std::result::Result<(Vec<ResourceId>, Vec<ResourceId>), Rejection> {
+        let Some(MembersWrite { delta, must_exist }) = &write.members else {
+            return Ok((Vec::new(), Vec::new()));
+        };
+        let empty = HashSet::new();
+        let present = self.members.get(&(tenant.clone(), write.stream.id.clone())).unwrap_or(&empty);
+        let added: Vec<ResourceId> = delta.add.iter().filter(|id| !present.contains(id)).cloned().collect();
+        let removed: Vec<ResourceId> = if delta.clear {
+            present.iter().filter(|id| !delta.add.contains(id)).cloned().collect()
+        } else {
+            delta.remove.iter().filter(|id| present.contains(id)).cloned().collect()
+        };
+        if added.len() + removed.len() > self.links_max {
+            return Err(Rejection::TooManyLinks { max: self.links_max });
+        }
+        if *must_exist {
+            let dead = |id: &&ResourceId| {
+                self.heads.get(&(tenant.clone(), (*id).clone())).is_none_or(|head| {
+                    head.deleted || annals_domain::tenant::is_administrative(&head.resource_type)
+                })
+            };
+            let dangling: Vec<ResourceId> = added.iter().filter(dead).take(10).cloned().collect();
+            if !dangling.is_empty() {
+                return Err(Rejection::Dangling { ids: dangling });
+            }
+        }
+        Ok((removed, added))
+    }
+
+    fn take(
+        &mut self,
+        commit: &Arc<Commit>,
+        write: &StreamWrite,
+        removed: Vec<ResourceId>,
+        added: Vec<ResourceId>,
+        entropy: &dyn Entropy,
+    ) -> StreamReceipt {
+        let tenant = &commit.tenant;
+        let key = (tenant.clone(), write.stream.id.clone());
+        let before = self.head;
+        for event in &write.events {
+            let event_id = event.event_id.hyphenated().to_string();
+            self.push_event(
+                commit,
+                &write.stream.resource_type,
+                &write.stream.id,
+                event_id,
+                event.kind.clone(),
+                event.key_id.clone(),
+                event.payload.clone(),
+                event.body_hash.clone(),
+            );
+        }
+        self.push_member_events(commit, &write.stream.resource_type, &write.stream.id, removed, added, entropy);
+        let events = usize::try_from(self.head - before).unwrap_or(0);
+        match &write.state {
+            StateWrite::Keep => {}
+            StateWrite::Put { key_id, document } => {
+                if let Some(state) = self.states.get_mut(&key) {
+                    state.document = Some((key_id.clone(), Some(document.clone())));
+                }
+            }
+            StateWrite::Tombstone => self.bury(commit, write, entropy),
+        }
+        for (kind, value) in &write.lookups_remove {
+            let place = (tenant.clone(), kind.clone(), value.clone());
+            if let Some(owners) = self.lookups.get_mut(&place) {
+                owners.remove(&write.stream.id);
+            }
+            let row = (place.0, place.1, place.2, write.stream.id.clone());
+            self.lookups_add.remove(&row);
+            self.lookups_remove.insert(row);
+        }
+        for add in &write.lookups_add {
+            let place = (tenant.clone(), add.kind.clone(), add.value.clone());
+            self.lookups.entry(place.clone()).or_default().insert(write.stream.id.clone());
+            let row = (place.0, place.1, place.2, write.stream.id.clone());
+            self.lookups_remove.remove(&row);
+            self.lookups_add.insert(row, add.exclusive);
+        }
+        for (references, present) in [(&write.references_remove, false), (&write.references_add, true)] {
+            for (attribute, to) in references {
+                let link = (tenant.clone(), attribute.clone(), write.stream.id.clone(), to.clone());
+                self.links.insert(link, present);
+            }
+        }
+        let head = self.heads.get(&key).cloned().unwrap_or(HeadRow {
+            resource_type: write.stream.resource_type.clone(),
+            version: 0,
+            created: self.at,
+            modified: self.at,
+            position: 0,
+            deleted: false,
+        });
+        StreamReceipt {
+            resource_type: write.stream.resource_type.clone(),
+            id: write.stream.id.clone(),
+            version: head.version,
+            created: head.created,
+            modified: head.modified,
+            position: head.position,
+            events,
+        }
+    }
+
+    /// Marks an entity deleted, frees its names, and records its removal from groups.
+    fn bury(&mut self, commit: &Arc<Commit>, write: &StreamWrite, entropy: &dyn Entropy) {
+        let key = (commit.tenant.clone(), write.stream.id.clone());
+        if let Some(state) = self.states.get_mut(&key) {
+            state.document = Some((None, None));
+            state.head.deleted = true;
+        }
+        if let Some(head) = self.heads.get_mut(&key) {
+            head.deleted = true;
+        }
+        for ((tenant, _, _), owners) in &mut self.lookups {
+            if *tenant == key.0 {
+                owners.remove(&key.1);
+            }
+        }
+        self.lookups_add.retain(|row, _| !(row.0 == key.0 && row.3 == key.1));
+        self.owners_removed.insert(key.clone());
+        let groups = self.groups_of.get(&key).cloned().unwrap_or_default();
+        for group in groups {
+            let group_key = (key.0.clone(), group.clone());
+            let gone_already =
+                self.links.get(&(key.0.clone(), MEMBERS.to_owned(), group.clone(), key.1.clone()))
+                    == Some(&false);
+            let Some(head) = self.heads.get(&group_key).cloned() else { continue };
+            if head.deleted || gone_already {
+                continue;
+            }
+            let removed = vec![key.1.clone()];
+            self.push_member_events(commit, &head.resource_type, &group, removed, Vec::new(), entropy);
+        }
+        // Links from a deleted group, and whatever a bounded commit left: the janitor's work.
+        self.pending_removals.insert(key);
+    }
+
+    fn push_member_events(
+        &mut self,
+        commit: &Arc<Commit>,
+        resource_type: &str,
+        id: &ResourceId,
+        removed: Vec<ResourceId>,
+        added: Vec<ResourceId>,
+        entropy: &dyn Entropy,
+    ) {
+        let tenant = commit.tenant.clone();
+        let members = self.members.entry((tenant.clone(), id.clone())).or_default();
+        for (ids, present) in [(&removed, false), (&added, true)] {
+            for to in ids {
+                if present {
+                    members.insert(to.clone());
+                    // A delete later in this batch must see the link.
+                    self.groups_of.entry((tenant.clone(), to.clone())).or_default().insert(id.clone());
+                } else {
+                    members.remove(to);
+                }
+                let link = (tenant.clone(), MEMBERS.to_owned(), id.clone(), to.clone());
+                self.links.insert(link, present);
+            }
+        }
+        for event in member_events(removed, added) {
+            let kind = event.kind(resource_type);
+            let payload = event_payload(&event);
+            let event_id = entropy.uuid_v7(annals_domain::clock::Timestamp(self.at)).hyphenated().to_string();
+            let body_hash = BodyParts {
+                event_id: &event_id,
+                tenant: tenant.as_str(),
+                resource_type,
+                id: id.as_str(),
+                kind: &kind,
+                schema_version: SCHEMA_VERSION,
+                actor: &commit.actor,
+                cause: &commit.cause,
+                key_id: None,
+                payload: &payload,
+            }
+            .hash()
+            .to_vec();
+            self.push_event(commit, resource_type, id, event_id, kind, None, payload, body_hash);
+        }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the columns of an event, each used once")]
+    fn push_event(
+        &mut self,
+        commit: &Commit,
+        resource_type: &str,
+        id: &ResourceId,
+        event_id: String,
+        kind: String,
+        key_id: Option<String>,
+        payload: Vec<u8>,
+        body_hash: Vec<u8>,
+    ) {
+        let key = (commit.tenant.clone(), id.clone());
+        let at = self.at;
+        let head = self.heads.entry(key.clone()).or_insert_with(|| HeadRow {
+            resource_type: resource_type.to_owned(),
+            version: 0,
+            created: at,
+            modified: at,
+            position: 0,
+            deleted: false,
+        });
+        let tenant_head = self.tenants.entry(commit.tenant.clone()).or_insert_with(|| TenantHead {
+            position: 0,
+            events: 0,
+            chain: vec![0; 32],
+            touched: false,
+        });
+        self.head += 1;
+        let position = self.head;
+        let previous_of_entity = head.position;
+        let previous_of_tenant = tenant_head.position;
+        head.version += 1;
+        head.modified = at;
+        head.position = position;
+        let commit_id = commit.id.hyphenated().to_string();
+        let chain =
+            chain_hash(&tenant_head.chain, &body_hash, position, head.version, at, &commit_id);
+        tenant_head.chain = chain.to_vec();
+        tenant_head.position = position;
+        tenant_head.events += 1;
+        tenant_head.touched = true;
+        let head = head.clone();
+        self.events.push(EventRow {
+            position,
+            event_id,
+            commit_id,
+            tenant: commit.tenant.clone(),
+            resource_type: resource_type.to_owned(),
+            id: id.clone(),
+            version: head.version,
+            kind,
+            actor: commit.actor.clone(),
+            cause: commit.cause.clone(),
+            key_id,
+            payload,
+            body_hash,
+            chain_hash: chain,
+            previous_of_entity,
+            previous_of_tenant,
+        });
+        match self.states.get_mut(&key) {
+            Some(state) => {
+                let deleted = state.head.deleted;
+                state.head = HeadRow { deleted, ..head };
+            }
+            None => drop(self.states.insert(key, StateOut { head, document: None })),
+        }
+    }
+
+    async fn write(&mut self, tx: &mut Tx, head_before: Position, last_hash: &[u8]) -> Result<()> {
+        self.write_events(tx).await?;
+        self.write_states(tx).await?;
+        self.write_lookups(tx).await?;
+        self.write_links(tx).await?;
+        self.write_secrets(tx).await?;
+        self.write_heads(tx).await?;
+        self.write_receipts(tx).await?;
+        let hash = if self.events.is_empty() {
+            last_hash.to_vec()
+        } else {
+            let leaves: Vec<[u8; 32]> = self.events.iter().map(|e| e.chain_hash).collect();
+            let root = merkle_root(&leaves);
+            let hash = batch_hash(last_hash, head_before + 1, self.head, &root);
+            let insert = sql("INSERT INTO journal.batch (last_position, first_position, merkle_root, hash) \
+                 VALUES ($1, $2, $3, $4)")
+            .bind(self.head)
+            .bind(head_before + 1)
+            .bind(&root[..])
+            .bind(&hash[..]);
+            tx.execute(insert).await?;
+            hash.to_vec()
+        };
+        let update = sql("UPDATE journal.counter SET position = $1, at = $2, batch_hash = $3 WHERE id = 1")
+            .bind(self.head)
+            .bind(self.at)
+            .bind(hash);
+        tx.execute(update).await?;
+        tx.notify(Topic::Journal.channel(), &self.head.to_string()).await
+    }
+
+    async fn write_events(&mut self, tx: &mut Tx) -> Result<()> {
+        if self.events.is_empty() {
+            return Ok(());
+        }
+        let mut rows = Rows::new(&[
+            ("position", Col::Int),
+            ("event_id", Col::Text),
+            ("commit_id", Col::Text),
+            ("tenant", Col::Text),
+            ("resource_type", Col::Text),
+            ("id", Col::Text),
+            ("version", Col::Int),
+            ("kind", Col::Text),
+            ("actor", Col::Text),
+            ("cause", Col::Text),
+            ("key_id", Col::Text),
+            ("payload", Col::Bytes),
+            ("body_hash", Col::Bytes),
+            ("chain_hash", Col::Bytes),
+            ("previous_of_entity", Col::Int),
+            ("previous_of_tenant", Col::Int),
+        ]);
+        for e in &mut self.events {
+            rows.push(vec![
+                e.position.into(),
+                std::mem::take(&mut e.event_id).into(),
+                std::mem::take(&mut e.commit_id).into(),
+                (&e.tenant).into(),
+                std::mem::take(&mut e.resource_type).into(),
+                (&e.id).into(),
+                e.version.into(),
+                std::mem::take(&mut e.kind).into(),
+                std::mem::take(&mut e.actor).into(),
+                std::mem::take(&mut e.cause).into(),
+                e.key_id.take().into(),
+                std::mem::take(&mut e.payload).into(),
+                std::mem::take(&mut e.body_hash).into(),
+                e.chain_hash.to_vec().into(),
+                e.previous_of_entity.into(),
+                e.previous_of_tenant.into(),
+            ]);
+        }
+        let insert = sql("INSERT INTO journal.event (position, event_id, commit_id, tenant, resource_type, id, \
+             version, kind, schema_version, at, actor, cause, key_id, payload, body_hash, chain_hash, \
+             previous_of_entity, previous_of_tenant) \
+             SELECT r.position, r.event_id, r.commit_id, r.tenant, r.resource_type, r.id, r.version, r.kind, \
+             $1, $2, r.actor, r.cause, r.key_id, r.payload, r.body_hash, r.chain_hash, \
+             r.previous_of_entity, r.previous_of_tenant FROM {rows}")
+        .bind(SCHEMA_VERSION)
+        .bind(self.at)
+        .rows(rows);
+        tx.execute(insert).await.map(drop)
+    }
+
+    async fn write_states(&mut self, tx: &mut Tx) -> Result<()> {
+        let mut whole = Rows::new(&[
+            ("tenant", Col::Text),
+            ("id", Col::Text),
+            ("resource_type", Col::Text),
+            ("version", Col::Int),
+            ("created", Col::Int),
+            ("modified", Col::Int),
+            ("position", Col::Int),
+            ("key_id", Col::Text),
+            ("document", Col::Bytes),
+            ("deleted", Col::Int),
+        ]);
+        let mut moved = Rows::new(&[
+            ("tenant", Col::Text),
+            ("id", Col::Text),
+            ("version", Col::Int),
+            ("modified", Col::Int),
+            ("position", Col::Int),
+        ]);
+        for ((tenant, id), state) in self.states.drain() {
+            let head = state.head;
+            match state.document {
+                Some((key_id, document)) => whole.push(vec![
+                    (&tenant).into(),
+                    (&id).into(),
+                    head.resource_type.into(),
+                    head.version.into(),
+                    head.created.into(),
+                    head.modified.into(),
+                    head.position.into(),
+                    key_id.into(),
+                    document.into(),
+                    head.deleted.into(),
+                ]),
+                None => moved.push(vec![
+                    (&tenant).into(),
+                    (&id).into(),
+                    head.version.into(),
+                    head.modified.into(),
+                    head.position.into(),
+                ]),
+            }
+        }
+        if !whole.is_empty() {
+            let upsert = sql("INSERT INTO journal.state (tenant, id, resource_type, version, created, modified, \
+                 position, key_id, document, deleted) \
+                 SELECT r.tenant, r.id, r.resource_type, r.version, r.created, r.modified, r.position, \
+                 r.key_id, r.document, r.deleted FROM {rows} WHERE true \
+                 ON CONFLICT (tenant, id) DO UPDATE SET version = excluded.version, \
+                 modified = excluded.modified, position = excluded.position, key_id = excluded.key_id, \
+                 document = excluded.document, deleted = excluded.deleted")
+            .rows(whole);
+            tx.execute(upsert).await?;
+        }
+        if !moved.is_empty() {
+            let update = sql("UPDATE journal.state AS s SET version = r.version, modified = r.modified, \
+                 position = r.position FROM {rows} WHERE s.tenant = r.tenant AND s.id = r.id")
+            .rows(moved);
+            tx.execute(update).await?;
+        }
+        Ok(())
+    }
+
+    async fn write_lookups(&mut self, tx: &mut Tx) -> Result<()> {
+        if !self.owners_removed.is_empty() {
+            let mut rows = Rows::new(&[("tenant", Col::Text), ("owner", Col::Text)]);
+            for (tenant, owner) in &self.owners_removed {
+                rows.push(vec![tenant.into(), owner.into()]);
+            }
+            // Before the inserts: a name freed here may be taken by another commit of the batch.
+            let delete = sql("DELETE FROM journal.lookup WHERE (tenant, owner) IN \
+                 (SELECT r.tenant, r.owner FROM {rows})")
+            .rows(rows);
+            tx.execute(delete).await?;
+        }
+        if !self.lookups_remove.is_empty() {
+            let mut rows = Rows::new(&LOOKUP_KEY);
+            for (tenant, kind, value, owner) in self.lookups_remove.drain() {
+                rows.push(vec![(&tenant).into(), kind.into(), value.into(), (&owner).into()]);
+            }
+            let delete = sql("DELETE FROM journal.lookup WHERE (tenant, kind, value, owner) IN \
+                 (SELECT r.tenant, r.kind, r.value, r.owner FROM {rows})")
+            .rows(rows);
+            tx.execute(delete).await?;
+        }
+        if !self.lookups_add.is_empty() {
+            let mut rows = Rows::new(&[
+                ("tenant", Col::Text),
+                ("kind", Col::Text),
+                ("value", Col::Bytes),
+                ("owner", Col::Text),
+                ("exclusive", Col::Int),
+            ]);
+            for ((tenant, kind, value, owner), exclusive) in self.lookups_add.drain() {
+                rows.push(vec![
+                    (&tenant).into(),
+                    kind.into(),
+                    value.into(),
+                    (&owner).into(),
+                    exclusive.into(),
+                ]);
+            }
+            let insert = sql("INSERT INTO journal.lookup (tenant, kind, value, owner, exclusive) \
+                 SELECT r.tenant, r.kind, r.value, r.owner, r.exclusive FROM {rows} WHERE true \
+                 ON CONFLICT (tenant, kind, value, owner) DO UPDATE SET exclusive = excluded.exclusive")
+            .rows(rows);
+            tx.execute(insert).await?;
+        }
+        Ok(())
+    }
+
+    async fn write_links(&mut self, tx: &mut Tx) -> Result<()> {
+        let mut add = Rows::new(&LINK_KEY);
+        let mut remove = Rows::new(&LINK_KEY);
+        for ((tenant, attribute, from, to), present) in self.links.drain() {
+            let row = vec![(&tenant).into(), attribute.into(), (&from).into(), (&to).into()];
+            if present { add.push(row) } else { remove.push(row) }
+        }
+        if !remove.is_empty() {
+            let delete = sql("DELETE FROM journal.link WHERE (tenant, attribute, from_id, to_id) IN \
+                 (SELECT r.tenant, r.attribute, r.from_id, r.to_id FROM {rows})")
+            .rows(remove);
+            tx.execute(delete).await?;
+        }
+        if !add.is_empty() {
+            let insert = sql("INSERT INTO journal.link (tenant, attribute, from_id, to_id) \
+                 SELECT r.tenant, r.attribute, r.from_id, r.to_id FROM {rows} WHERE true \
+                 ON CONFLICT (tenant, attribute, from_id, to_id) DO NOTHING")
+            .rows(add);
+            tx.execute(insert).await?;
+        }
+        if !self.pending_removals.is_empty() {
+            let mut rows = Rows::new(&[("tenant", Col::Text), ("id", Col::Text)]);
+            for (tenant, id) in &self.pending_removals {
+                rows.push(vec![tenant.into(), id.into()]);
+            }
+            let insert = sql("INSERT INTO journal.pending_removal (tenant, id) \
+                 SELECT r.tenant, r.id FROM {rows} WHERE true ON CONFLICT (tenant, id) DO NOTHING")
+            .rows(rows);
+            tx.execute(insert).await?;
+        }
+        Ok(())
+    }
+
+    async fn write_secrets(&mut self, tx: &mut Tx) -> Result<()> {
+        for (commit, _) in &self.receipts {
+            for secret in &commit.secrets {
+                let statement = match &secret.sealed {
+                    Some(sealed) => sql("INSERT INTO journal.secret (tenant, id, name, key_id, sealed) \
+                         VALUES ($1, $2, $3, $4, $5) ON CONFLICT (tenant, id, name) DO UPDATE \
+                         SET key_id = excluded.key_id, sealed = excluded.sealed")
+                    .bind(&commit.tenant)
+                    .bind(&secret.id)
+                    .bind(secret.name)
+                    .bind(secret.key_id.clone())
+                    .bind(sealed.clone()),
+                    None => sql("DELETE FROM journal.secret WHERE tenant = $1 AND id = $2 AND name = $3")
+                        .bind(&commit.tenant)
+                        .bind(&secret.id)
+                        .bind(secret.name),
+                };
+                tx.execute(statement).await?;
+            }
+            for token in &commit.tokens {
+                let statement = match token {
+                    TokenWrite::Add { digest, id, connection, scopes, expires } => {
+                        sql("INSERT INTO journal.token (digest, tenant, id, connection, scopes, expires) \
+                             VALUES ($1, $2, $3, $4, $5, $6)")
+                        .bind(digest.clone())
+                        .bind(&commit.tenant)
+                        .bind(id)
+                        .bind(connection)
+                        .bind(scopes)
+                        .bind(*expires)
+                    }
+                    TokenWrite::Remove { id } => {
+                        sql("DELETE FROM journal.token WHERE tenant = $1 AND id = $2")
+                            .bind(&commit.tenant)
+                            .bind(id)
+                    }
+                };
+                tx.execute(statement).await?;
+            }
+        }
+        for (tenant, id) in &self.owners_removed {
+            let delete = sql("DELETE FROM journal.secret WHERE tenant = $1 AND id = $2").bind(tenant).bind(id);
+            tx.execute(delete).await?;
+        }
+        Ok(())
+    }
+
+    async fn write_heads(&mut self, tx: &mut Tx) -> Result<()> {
+        let mut rows = Rows::new(&[
+            ("tenant", Col::Text),
+            ("position", Col::Int),
+            ("events", Col::Int),
+            ("chain_hash", Col::Bytes),
+        ]);
+        for (tenant, head) in self.tenants.iter().filter(|(_, head)| head.touched) {
+            rows.push(vec![
+                tenant.into(),
+                head.position.into(),
+                head.events.into(),
+                head.chain.clone().into(),
+            ]);
+        }
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let upsert = sql("INSERT INTO journal.tenant_head (tenant, position, events, chain_hash) \
+             SELECT r.tenant, r.position, r.events, r.chain_hash FROM {rows} WHERE true \
+             ON CONFLICT (tenant) DO UPDATE SET position = excluded.position, events = excluded.events, \
+             chain_hash = excluded.chain_hash")
+        .rows(rows);
+        tx.execute(upsert).await.map(drop)
+    }
+
+    async fn write_receipts(&mut self, tx: &mut Tx) -> Result<()> {
+        let mut rows = Rows::new(&[
+            ("commit_id", Col::Text),
+            ("tenant", Col::Text),
+            ("first_position", Col::Int),
+            ("last_position", Col::Int),
+            ("fingerprint", Col::Bytes),
+            ("receipt", Col::Text),
+        ]);
+        for (commit, receipt) in &self.receipts {
+            let text = serde_json::to_string(receipt)
+                .map_err(|e| StoreError::corrupt("a commit's receipt", e))?;
+            rows.push(vec![
+                commit.id.into(),
+                (&commit.tenant).into(),
+                receipt.first.into(),
+                receipt.last.into(),
+                commit.fingerprint.clone().into(),
+                text.into(),
+            ]);
+        }
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let insert = sql("INSERT INTO journal.commit_log (commit_id, tenant, at, first_position, \
+             last_position, fingerprint, receipt) \
+             SELECT r.commit_id, r.tenant, $1, r.first_position, r.last_position, r.fingerprint, r.receipt \
+             FROM {rows}")
+        .bind(self.at)
+        .rows(rows);
+        tx.execute(insert).await.map(drop)
+    }
+}
+
+const LOOKUP_KEY: [(&str, Col); 4] =
+    [("tenant", Col::Text), ("kind", Col::Text), ("value", Col::Bytes), ("owner", Col::Text)];
+const LINK_KEY: [(&str, Col); 4] =
+    [("tenant", Col::Text), ("attribute", Col::Text), ("from_id", Col::Text), ("to_id", Col::Text)];
+
+/// An event's payload as stored: JSON.
+pub(crate) fn event_payload(event: &Event) -> Vec<u8> {
+    event.payload().to_string().into_bytes()
+}
+
+/// A tenant id as the database has it.
+pub(crate) fn tenant_id(text: &str) -> Result<TenantId> {
+    TenantId::new(text).map_err(|e| StoreError::corrupt("a tenant id", e))
+}

@@ -1,0 +1,283 @@
+//! Group commit: one task a process gathers what waits and writes it in one transaction (D1).
+//!
+//! The queue is bounded and fair by tenant: a bulk load of one cannot starve another. There is no delay;
+//! while one batch commits, the next one gathers.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex};
+
+use annals_domain::clock::{Clock, Entropy};
+use annals_domain::ids::TenantId;
+use tokio::sync::{Notify, oneshot};
+use tokio::task::JoinHandle;
+
+use super::append::{Appender, BatchError};
+use super::{AppendError, Commit, Receipt};
+use crate::Limits;
+use crate::backend::Backend;
+use crate::error::StoreError;
+use crate::wake::{Topic, Wakes};
+
+/// Most payload bytes in one batch, so that a batch of large events stays one short transaction.
+const BATCH_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+type Reply = std::result::Result<Receipt, AppendError>;
+
+struct Waiting {
+    commit: Arc<Commit>,
+    reply: oneshot::Sender<Reply>,
+}
+
+#[derive(Default)]
+struct Queue {
+    by_tenant: HashMap<TenantId, VecDeque<Waiting>>,
+    turns: VecDeque<TenantId>,
+    len: usize,
+    closed: bool,
+}
+
+impl Queue {
+    fn push(&mut self, waiting: Waiting) {
+        let tenant = waiting.commit.tenant.clone();
+        let lane = self.by_tenant.entry(tenant.clone()).or_default();
+        if lane.is_empty() {
+            self.turns.push_back(tenant);
+        }
+        lane.push_back(waiting);
+        self.len += 1;
+    }
+
+    /// Takes a batch, one commit of each tenant in turn.
+    fn take(&mut self, commits_max: usize) -> Vec<Waiting> {
+        let mut batch = Vec::new();
+        let mut bytes = 0;
+        while batch.len() < commits_max && bytes < BATCH_BYTES_MAX {
+            let Some(tenant) = self.turns.pop_front() else { break };
+            let Some(lane) = self.by_tenant.get_mut(&tenant) else { continue };
+            if let Some(waiting) = lane.pop_front() {
+                bytes += waiting
+                    .commit
+                    .writes
+                    .iter()
+                    .flat_map(|w| &w.events)
+                    .map(|event| event.payload.len())
+                    .sum::<usize>();
+                self.len -= 1;
+                batch.push(waiting);
+            }
+            if lane.is_empty() {
+                self.by_tenant.remove(&tenant);
+            } else {
+                self.turns.push_back(tenant);
+            }
+        }
+        batch
+    }
+}
+
+struct Shared {
+    queue: Mutex<Queue>,
+    arrived: Notify,
+    queue_max: usize,
+}
+
+impl Shared {
+    fn queue(&self) -> std::sync::MutexGuard<'_, Queue> {
+        // Nothing panics between the queue's own steps, so a poisoned lock still guards a sound queue.
+        self.queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// The journal's writer of this process.
+pub(crate) struct Writer {
+    shared: Arc<Shared>,
+    task: tokio::sync::Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Writer {
+    pub(crate) fn start(
+        backend: Arc<Backend>,
+        wakes: Arc<Wakes>,
+        clock: Arc<dyn Clock>,
+        entropy: Arc<dyn Entropy>,
+        limits: Limits,
+    ) -> Writer {
+        let shared = Arc::new(Shared {
+            queue: Mutex::new(Queue::default()),
+            arrived: Notify::new(),
+            queue_max: limits.queue_commits_max,
+        });
+        let appender = Appender { backend, clock, entropy, links_max: limits.commit_links_max };
+        let task = tokio::spawn(run(shared.clone(), appender, wakes, limits.batch_commits_max));
+        Writer { shared, task: tokio::sync::Mutex::new(Some(task)) }
+    }
+
+    /// Hands a commit in and waits until it is durable or refused. Dropping the future does not undo it.
+    pub(crate) async fn append(&self, commit: Commit) -> Reply {
+        let (reply, answer) = oneshot::channel();
+        {
+            let mut queue = self.shared.queue();
+            if queue.closed || queue.len >= self.shared.queue_max {
+                return Err(AppendError::Full);
+            }
+            queue.push(Waiting { commit: Arc::new(commit), reply });
+            metrics::gauge!("annals_journal_queue_commits").set(queue.len as f64);
+        }
+        self.shared.arrived.notify_one();
+        answer.await.unwrap_or(Err(AppendError::Full))
+    }
+
+    /// Takes no more commits, finishes those that wait, and ends.
+    pub(crate) async fn close(&self) {
+        self.shared.queue().closed = true;
+        self.shared.arrived.notify_one();
+        if let Some(task) = self.task.lock().await.take() {
+            let _ = task.await;
+        }
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.shared.queue().closed = true;
+        self.shared.arrived.notify_one();
+    }
+}
+
+async fn run(shared: Arc<Shared>, appender: Appender, wakes: Arc<Wakes>, commits_max: usize) {
+    loop {
+        let batch = {
+            let mut queue = shared.queue();
+            let batch = queue.take(commits_max);
+            if batch.is_empty() && queue.closed {
+                return;
+            }
+            batch
+        };
+        if batch.is_empty() {
+            shared.arrived.notified().await;
+            continue;
+        }
+        metrics::histogram!("annals_journal_batch_commits").record(batch.len() as f64);
+        write_batch(&appender, batch).await;
+        wakes.wake(Topic::Journal);
+    }
+}
+
+async fn write_batch(appender: &Appender, batch: Vec<Waiting>) {
+    let commits: Vec<Arc<Commit>> = batch.iter().map(|w| w.commit.clone()).collect();
+    match append_certainly(appender, &commits).await {
+        Ok(replies) => {
+            for (waiting, reply) in batch.into_iter().zip(replies) {
+                let _ = waiting.reply.send(reply);
+            }
+        }
+        Err(StoreError::Halted(reason)) => {
+            for waiting in batch {
+                let _ = waiting.reply.send(Err(AppendError::Halted(reason.clone())));
+            }
+        }
+        // One commit may be what the database refuses: each once more, alone.
+        Err(error) if batch.len() > 1 => {
+            tracing::warn!(error = %chain(&error), commits = batch.len(), "a batch failed; trying each commit alone");
+            for waiting in batch {
+                let reply = match append_certainly(appender, std::slice::from_ref(&waiting.commit)).await {
+                    Ok(mut replies) => replies.pop().unwrap_or(Err(AppendError::Full)),
+                    Err(error) => Err(failed(&error)),
+                };
+                let _ = waiting.reply.send(reply);
+            }
+        }
+        Err(error) => {
+            for waiting in batch {
+                let _ = waiting.reply.send(Err(failed(&error)));
+            }
+        }
+    }
+}
+
+fn failed(error: &StoreError) -> AppendError {
+    match error {
+        StoreError::Halted(reason) => AppendError::Halted(reason.clone()),
+        error => AppendError::Failed(chain(error)),
+    }
+}
+
+/// An error with its causes, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+/// Appends; if the outcome of COMMIT is unknown, finds out.
+async fn append_certainly(
+    appender: &Appender,
+    commits: &[Arc<Commit>],
+) -> std::result::Result<Vec<Reply>, StoreError> {
+    match appender.append(commits).await {
+        Ok(outcomes) => Ok(outcomes.into_iter().map(|o| o.map_err(AppendError::Rejected)).collect()),
+        Err(BatchError::Before(error)) => Err(error),
+        Err(BatchError::Unknown(error)) => {
+            tracing::warn!(error = %chain(&error), "the outcome of a COMMIT is unknown; looking it up");
+            let found = appender.find(commits).await?;
+            if found.iter().all(Option::is_none) {
+                return Err(error);
+            }
+            // A batch is one transaction: if one commit is there, the batch is. The others were refused
+            // or changed nothing, and are tried again on top of it.
+            let mut replies = Vec::with_capacity(commits.len());
+            for (commit, receipt) in commits.iter().zip(found) {
+                replies.push(match receipt {
+                    Some(receipt) => Ok(Receipt { replayed: false, ..receipt }),
+                    None => match appender.append(std::slice::from_ref(commit)).await {
+                        Ok(mut outcomes) => outcomes
+                            .pop()
+                            .map_or(Err(AppendError::Full), |o| o.map_err(AppendError::Rejected)),
+                        Err(BatchError::Before(e) | BatchError::Unknown(e)) => Err(failed(&e)),
+                    },
+                });
+            }
+            Ok(replies)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use uuid::Uuid;
+
+    fn waiting(tenant: &str) -> Waiting {
+        let commit = Commit {
+            id: Uuid::nil(),
+            tenant: TenantId::new(tenant).unwrap(),
+            actor: String::new(),
+            cause: String::new(),
+            writes: Vec::new(),
+            secrets: Vec::new(),
+            tokens: Vec::new(),
+            fingerprint: None,
+        };
+        Waiting { commit: Arc::new(commit), reply: oneshot::channel().0 }
+    }
+
+    #[test]
+    fn a_batch_takes_one_of_each_tenant_in_turn() {
+        let mut queue = Queue::default();
+        for tenant in ["bulk", "bulk", "bulk", "small", "bulk", "other"] {
+            queue.push(waiting(tenant));
+        }
+        let order: Vec<String> =
+            queue.take(4).iter().map(|w| w.commit.tenant.as_str().to_owned()).collect();
+        assert_eq!(order, ["bulk", "small", "other", "bulk"]);
+        assert_eq!(queue.take(10).len(), 2);
+        assert_eq!(queue.len, 0);
+        assert!(queue.take(10).is_empty());
+    }
+}

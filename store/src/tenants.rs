@@ -1,0 +1,541 @@
+//! Tenants, connections, tokens and apps (D13). They are event-sourced like everything else; tokens are
+//! found by their digest, credentials are sealed secrets. What is cached lives five seconds at most.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use annals_domain::clock::Timestamp;
+use annals_domain::event::{Actor, Cause, Event};
+use annals_domain::ids::{AppId, ConnectionId, ResourceId, TenantId};
+use annals_domain::scim::resource::{Document, diff};
+use annals_domain::tenant::{App, Connection, Entity, Scope, Tenant, TenantSettings, Token};
+use annals_domain::upcast::SCHEMA_VERSION;
+use secrecy::{ExposeSecret, SecretString};
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+
+use crate::Store;
+use crate::backend::{Area, sql};
+use crate::error::{Result, StoreError};
+use crate::execute::Header;
+use crate::journal::append::{event_payload, tenant_id};
+use crate::journal::read::{STATE_COLUMNS, StateRow, secret_aad};
+use crate::journal::{
+    AppendError, BodyParts, Commit, Expect, NewEvent, Rejection, SecretWrite, StateWrite, StreamWrite,
+    TokenWrite,
+};
+
+/// How long tenants, apps and tokens may be remembered (D13).
+const CACHE_TTL: Duration = Duration::from_secs(5);
+const CACHED_TOKENS_MAX: u64 = 10_000;
+const CREDENTIAL: &str = "credential";
+/// What every token begins with, so that secret scanners know it.
+pub const TOKEN_PREFIX: &str = "annals_";
+
+/// What is remembered for a moment.
+pub(crate) struct TenantCache {
+    principals: moka::future::Cache<[u8; 32], Arc<Principal>>,
+    tenants: moka::future::Cache<TenantId, Option<Arc<Tenant>>>,
+    apps: moka::future::Cache<(), Arc<Vec<(TenantId, App)>>>,
+}
+
+impl Default for TenantCache {
+    fn default() -> Self {
+        TenantCache {
+            principals: moka::future::Cache::builder()
+                .max_capacity(CACHED_TOKENS_MAX)
+                .time_to_live(CACHE_TTL)
+                .build(),
+            tenants: moka::future::Cache::builder().max_capacity(10_000).time_to_live(CACHE_TTL).build(),
+            apps: moka::future::Cache::builder().max_capacity(1).time_to_live(CACHE_TTL).build(),
+        }
+    }
+}
+
+impl TenantCache {
+    fn forget(&self) {
+        self.principals.invalidate_all();
+        self.tenants.invalidate_all();
+        self.apps.invalidate_all();
+    }
+}
+
+/// A token just made. Its secret is shown once and stored nowhere.
+#[derive(Debug)]
+pub struct IssuedToken {
+    /// The public part, by which it is listed and revoked.
+    pub id: String,
+    /// The whole token.
+    pub secret: SecretString,
+}
+
+/// Who a valid token speaks for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Principal {
+    /// The tenant.
+    pub tenant: TenantId,
+    /// The tenant's switches.
+    pub settings: TenantSettings,
+    /// The connection, with its client profile.
+    pub connection: Connection,
+    /// What the token may do.
+    pub scopes: BTreeSet<Scope>,
+    /// The token's public id.
+    pub token_id: String,
+    /// When it ends.
+    pub expires: Option<Timestamp>,
+}
+
+/// What a presented token comes to.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Authentication {
+    /// No such token, or it was revoked.
+    Unknown,
+    /// It was valid once.
+    Expired,
+    /// It is valid.
+    Valid(Arc<Principal>),
+}
+
+/// Why an administrative change was refused.
+fn refused(detail: String) -> StoreError {
+    StoreError::Refused(annals_domain::scim::error::ScimError::status(409, detail))
+}
+
+struct Change {
+    secrets: Vec<SecretWrite>,
+    tokens: Vec<TokenWrite>,
+    operation: &'static str,
+}
+
+impl Change {
+    fn of(operation: &'static str) -> Change {
+        Change { secrets: Vec::new(), tokens: Vec::new(), operation }
+    }
+}
+
+impl Store {
+    /// Makes a tenant.
+    ///
+    /// # Errors
+    /// Refused with 409 if it exists, or existed.
+    pub async fn create_tenant(&self, id: &TenantId, settings: TenantSettings, actor: Actor) -> Result<()> {
+        let tenant = Tenant { id: id.clone(), settings };
+        self.change_entity(id, id.as_str(), Some(&tenant), None, actor, Change::of("create")).await
+    }
+
+    /// Changes a tenant's switches.
+    pub async fn set_tenant_settings(
+        &self,
+        id: &TenantId,
+        settings: TenantSettings,
+        actor: Actor,
+    ) -> Result<()> {
+        let before = self.entity::<Tenant>(id, id.as_str()).await?;
+        let Some(before) = before else { return Err(StoreError::NoTenant(id.clone())) };
+        let tenant = Tenant { id: id.clone(), settings };
+        self.change_entity(id, id.as_str(), Some(&tenant), Some(before), actor, Change::of("change")).await
+    }
+
+    /// Every tenant, by id.
+    pub async fn tenants(&self) -> Result<Vec<Tenant>> {
+        let select = sql("SELECT h.tenant FROM journal.tenant_head h ORDER BY h.tenant");
+        let mut tenants = Vec::new();
+        for row in self.backend().fetch_all(Area::Journal, select).await? {
+            let id = tenant_id(&row.text(0)?)?;
+            if let Some((_, tenant)) = self.entity::<Tenant>(&id, id.as_str()).await? {
+                tenants.push(tenant);
+            }
+        }
+        Ok(tenants)
+    }
+
+    /// A tenant; remembered for five seconds.
+    pub async fn tenant(&self, id: &TenantId) -> Result<Option<Arc<Tenant>>> {
+        if let Some(known) = self.inner.tenants.tenants.get(id).await {
+            return Ok(known);
+        }
+        let found = self.entity::<Tenant>(id, id.as_str()).await?.map(|(_, tenant)| Arc::new(tenant));
+        self.inner.tenants.tenants.insert(id.clone(), found.clone()).await;
+        Ok(found)
+    }
+
+    /// Makes a connection.
+    pub async fn create_connection(
+        &self,
+        tenant: &TenantId,
+        connection: Connection,
+        actor: Actor,
+    ) -> Result<()> {
+        self.must_exist(tenant).await?;
+        let key = connection.id.as_str().to_owned();
+        self.change_entity(tenant, &key, Some(&connection), None, actor, Change::of("create")).await
+    }
+
+    /// Changes a connection, such as its profile.
+    pub async fn update_connection(
+        &self,
+        tenant: &TenantId,
+        connection: Connection,
+        actor: Actor,
+    ) -> Result<()> {
+        let key = connection.id.as_str().to_owned();
+        let before = self.entity::<Connection>(tenant, &key).await?;
+        let Some(before) = before else { return Err(refused(format!("connection {key} does not exist"))) };
+        self.change_entity(tenant, &key, Some(&connection), Some(before), actor, Change::of("change")).await
+    }
+
+    /// The tenant's connections, by id.
+    pub async fn connections(&self, tenant: &TenantId) -> Result<Vec<Connection>> {
+        self.entities(tenant).await
+    }
+
+    /// Makes a token for a connection. The secret is in the answer and nowhere else.
+    pub async fn issue_token(
+        &self,
+        tenant: &TenantId,
+        connection: &ConnectionId,
+        scopes: Vec<Scope>,
+        expires: Option<Timestamp>,
+        actor: Actor,
+    ) -> Result<IssuedToken> {
+        if self.entity::<Connection>(tenant, connection.as_str()).await?.is_none() {
+            return Err(refused(format!("connection {connection} does not exist")));
+        }
+        let mut random = [0u8; 38];
+        self.entropy().fill(&mut random);
+        let id = hex::encode(&random[..6]);
+        let secret = SecretString::from(token_text(&id, &hex::encode(&random[6..])));
+        let token = Token { id: id.clone(), connection: connection.clone(), scopes, expires };
+        let names: Vec<&str> = token.scopes.iter().map(|s| s.as_str()).collect();
+        let mut change = Change::of("issue");
+        change.tokens.push(TokenWrite::Add {
+            digest: digest(secret.expose_secret()).to_vec(),
+            id: Token::stream(&id).id,
+            connection: connection.to_string(),
+            scopes: names.join(" "),
+            expires: expires.map(|t| t.0),
+        });
+        self.change_entity(tenant, &id, Some(&token), None, actor, change).await?;
+        Ok(IssuedToken { id, secret })
+    }
+
+    /// Ends a token at once (within five seconds on other nodes).
+    pub async fn revoke_token(&self, tenant: &TenantId, id: &str, actor: Actor) -> Result<()> {
+        let before = self.entity::<Token>(tenant, id).await?;
+        let Some(before) = before else { return Err(refused(format!("token {id} does not exist"))) };
+        let mut change = Change::of("revoke");
+        change.tokens.push(TokenWrite::Remove { id: Token::stream(id).id });
+        self.change_entity::<Token>(tenant, id, None, Some(before), actor, change).await
+    }
+
+    /// The tenant's tokens, without their secrets.
+    pub async fn tokens(&self, tenant: &TenantId) -> Result<Vec<Token>> {
+        self.entities(tenant).await
+    }
+
+    /// Who a token speaks for.
+    pub async fn authenticate(&self, presented: &SecretString) -> Result<Authentication> {
+        let text = presented.expose_secret();
+        if !token_is_well_formed(text) {
+            return Ok(Authentication::Unknown);
+        }
+        let digest = digest(text);
+        let principal = match self.inner.tenants.principals.get(&digest).await {
+            Some(principal) => principal,
+            None => match self.find_principal(&digest).await? {
+                Some(principal) => {
+                    let principal = Arc::new(principal);
+                    self.inner.tenants.principals.insert(digest, principal.clone()).await;
+                    principal
+                }
+                None => return Ok(Authentication::Unknown),
+            },
+        };
+        Ok(match principal.expires {
+            Some(expires) if expires <= self.now() => Authentication::Expired,
+            _ => Authentication::Valid(principal),
+        })
+    }
+
+    async fn find_principal(&self, digest: &[u8; 32]) -> Result<Option<Principal>> {
+        let select = sql("SELECT t.digest, t.tenant, t.id, t.connection, t.scopes, t.expires \
+             FROM journal.token t WHERE t.digest = $1")
+        .bind(&digest[..]);
+        let Some(row) = self.backend().fetch_optional(Area::Journal, select).await? else {
+            return Ok(None);
+        };
+        // The index already compared; this keeps the comparison that decides free of timing.
+        if !bool::from(row.bytes(0)?.ct_eq(&digest[..])) {
+            return Ok(None);
+        }
+        let tenant = tenant_id(&row.text(1)?)?;
+        let connection = row.text(3)?;
+        let Some(known) = self.tenant(&tenant).await? else { return Ok(None) };
+        let Some((_, connection)) = self.entity::<Connection>(&tenant, &connection).await? else {
+            return Ok(None);
+        };
+        let prefix = format!("{}.", Token::TYPE.to_lowercase());
+        Ok(Some(Principal {
+            settings: known.settings.clone(),
+            tenant,
+            connection,
+            scopes: row.text(4)?.split(' ').filter_map(Scope::parse).collect(),
+            token_id: row.text(2)?.trim_start_matches(&prefix).to_owned(),
+            expires: row.opt_int(5)?.map(Timestamp),
+        }))
+    }
+
+    /// Makes a downstream app with its credential (a bearer token, or a webhook secret).
+    pub async fn create_app(
+        &self,
+        tenant: &TenantId,
+        app: App,
+        credential: SecretString,
+        actor: Actor,
+    ) -> Result<()> {
+        self.must_exist(tenant).await?;
+        let key = app.id.as_str().to_owned();
+        let mut change = Change::of("create");
+        change.secrets.push(self.credential(tenant, &key, &credential).await?);
+        self.change_entity(tenant, &key, Some(&app), None, actor, change).await
+    }
+
+    /// Changes an app, and its credential if one is given.
+    pub async fn update_app(
+        &self,
+        tenant: &TenantId,
+        app: App,
+        credential: Option<SecretString>,
+        actor: Actor,
+    ) -> Result<()> {
+        let key = app.id.as_str().to_owned();
+        let before = self.entity::<App>(tenant, &key).await?;
+        let Some(before) = before else { return Err(refused(format!("app {key} does not exist"))) };
+        let mut change = Change::of("change");
+        if let Some(credential) = credential {
+            change.secrets.push(self.credential(tenant, &key, &credential).await?);
+        }
+        self.change_entity(tenant, &key, Some(&app), Some(before), actor, change).await
+    }
+
+    /// Removes an app and its credential. Its name is not given again.
+    pub async fn delete_app(&self, tenant: &TenantId, id: &AppId, actor: Actor) -> Result<()> {
+        let before = self.entity::<App>(tenant, id.as_str()).await?;
+        let Some(before) = before else { return Err(refused(format!("app {id} does not exist"))) };
+        self.change_entity::<App>(tenant, id.as_str(), None, Some(before), actor, Change::of("delete")).await
+    }
+
+    /// The tenant's apps, by id.
+    pub async fn apps(&self, tenant: &TenantId) -> Result<Vec<App>> {
+        self.entities(tenant).await
+    }
+
+    /// Every app of every tenant; remembered for five seconds.
+    pub async fn all_apps(&self) -> Result<Arc<Vec<(TenantId, App)>>> {
+        if let Some(known) = self.inner.tenants.apps.get(&()).await {
+            return Ok(known);
+        }
+        let mut all = Vec::new();
+        for tenant in self.tenants().await? {
+            for app in self.apps(&tenant.id).await? {
+                all.push((tenant.id.clone(), app));
+            }
+        }
+        let all = Arc::new(all);
+        self.inner.tenants.apps.insert((), all.clone()).await;
+        Ok(all)
+    }
+
+    /// Drops what is remembered of tenants, tokens and apps, so that the next look is fresh.
+    pub fn forget_tenants(&self) {
+        self.inner.tenants.forget();
+    }
+
+    /// An app's credential, opened.
+    pub async fn app_credential(&self, tenant: &TenantId, app: &AppId) -> Result<SecretString> {
+        let id = App::stream(app.as_str()).id;
+        let select = sql("SELECT s.sealed FROM journal.secret s \
+             WHERE s.tenant = $1 AND s.id = $2 AND s.name = $3")
+        .bind(tenant)
+        .bind(&id)
+        .bind(CREDENTIAL);
+        let row = self.backend().fetch_optional(Area::Journal, select).await?;
+        let row = row.ok_or_else(|| StoreError::corrupt(format!("app {app}"), "its credential is missing"))?;
+        let keys = self.keys().tenant(tenant).await?;
+        let plain = keys.secret().open(&secret_aad(tenant, &id, CREDENTIAL), &row.bytes(0)?)?;
+        let text = String::from_utf8(plain)
+            .map_err(|_| StoreError::corrupt(format!("app {app}"), "its credential is no text"))?;
+        Ok(SecretString::from(text))
+    }
+
+    async fn credential(&self, tenant: &TenantId, key: &str, credential: &SecretString) -> Result<SecretWrite> {
+        let id = App::stream(key).id;
+        let keys = self.keys().tenant(tenant).await?;
+        let aad = secret_aad(tenant, &id, CREDENTIAL);
+        let sealed = keys.secret().seal(&aad, credential.expose_secret().as_bytes(), &**self.entropy())?;
+        Ok(SecretWrite { id, name: CREDENTIAL, key_id: None, sealed: Some(sealed) })
+    }
+
+    async fn must_exist(&self, tenant: &TenantId) -> Result<()> {
+        match self.entity::<Tenant>(tenant, tenant.as_str()).await? {
+            Some(_) => Ok(()),
+            None => Err(StoreError::NoTenant(tenant.clone())),
+        }
+    }
+
+    async fn entity<E: Entity>(&self, tenant: &TenantId, key: &str) -> Result<Option<(StateRow, E)>> {
+        let Some(state) = self.state(tenant, &E::stream(key).id).await? else { return Ok(None) };
+        let entity = state.document().map(read_entity::<E>).transpose()?;
+        Ok(entity.map(|entity| (state, entity)))
+    }
+
+    async fn entities<E: Entity>(&self, tenant: &TenantId) -> Result<Vec<E>> {
+        let select = sql(format!(
+            "SELECT {STATE_COLUMNS} FROM journal.state s WHERE s.tenant = $1 AND s.resource_type = $2 \
+             AND s.deleted = 0 ORDER BY s.id"
+        ))
+        .bind(tenant)
+        .bind(E::TYPE);
+        let rows = self.backend().fetch_all(Area::Journal, select).await?;
+        let states = self.open_state_rows(rows).await?;
+        states.iter().filter_map(StateRow::document).map(read_entity::<E>).collect()
+    }
+
+    /// Writes what an administrative change means: `after` none = deleted, `before` none = created.
+    async fn change_entity<E: Entity>(
+        &self,
+        tenant: &TenantId,
+        key: &str,
+        after: Option<&E>,
+        before: Option<(StateRow, E)>,
+        actor: Actor,
+        change: Change,
+    ) -> Result<()> {
+        let stream = E::stream(key);
+        let document = after.map(Entity::to_document);
+        let event = match (&document, &before) {
+            (Some(document), None) => Event::Created { document: document.clone() },
+            (Some(document), Some((state, _))) => {
+                let empty = Document::default();
+                Event::Changed { changes: diff(state.document().unwrap_or(&empty), document) }
+            }
+            (None, _) => Event::Deleted,
+        };
+        let cause = Cause { operation: change.operation.to_owned(), ..Cause::default() };
+        let header = Header::of(&actor, &cause)?;
+        let kind = event.kind(E::TYPE);
+        let event_id = self.entropy().uuid_v7(self.now());
+        let payload = event_payload(&event);
+        let body_hash = BodyParts {
+            event_id: &event_id.hyphenated().to_string(),
+            tenant: tenant.as_str(),
+            resource_type: E::TYPE,
+            id: stream.id.as_str(),
+            kind: &kind,
+            schema_version: SCHEMA_VERSION,
+            actor: &header.actor,
+            cause: &header.cause,
+            key_id: None,
+            payload: &payload,
+        }
+        .hash()
+        .to_vec();
+        let state = match &document {
+            Some(document) => {
+                let document = serde_json::to_vec(document).map_err(|e| StoreError::corrupt("a document", e))?;
+                StateWrite::Put { key_id: None, document }
+            }
+            None => StateWrite::Tombstone,
+        };
+        let write = StreamWrite {
+            stream: stream.clone(),
+            expect: before.as_ref().map_or(Expect::Absent, |(state, _)| Expect::Version(state.version)),
+            events: vec![NewEvent { event_id, kind, key_id: None, payload, body_hash }],
+            state,
+            lookups_add: Vec::new(),
+            lookups_remove: Vec::new(),
+            members: None,
+            references_add: Vec::new(),
+            references_remove: Vec::new(),
+        };
+        let commit = Commit {
+            id: self.entropy().uuid_v7(self.now()),
+            tenant: tenant.clone(),
+            actor: header.actor,
+            cause: header.cause,
+            writes: vec![write],
+            secrets: change.secrets,
+            tokens: change.tokens,
+            fingerprint: None,
+        };
+        let result = self.inner.writer.append(commit).await;
+        self.forget_tenants();
+        match result {
+            Ok(_) => Ok(()),
+            Err(AppendError::Rejected(Rejection::Exists)) => {
+                Err(refused(format!("{} {key} exists already, or did once", E::TYPE.to_lowercase())))
+            }
+            Err(AppendError::Rejected(_)) => {
+                Err(refused(format!("{} {key} was changed by someone else", E::TYPE.to_lowercase())))
+            }
+            Err(AppendError::Halted(reason)) => Err(StoreError::Halted(reason)),
+            Err(error) => {
+                tracing::error!(%error, "an administrative change failed");
+                Err(StoreError::Busy { what: "the journal cannot be written", retry_after_s: 2 })
+            }
+        }
+    }
+}
+
+fn read_entity<E: Entity>(document: &Document) -> Result<E> {
+    E::from_document(document)
+        .map_err(|_| StoreError::corrupt(format!("a {}", E::TYPE.to_lowercase()), "it has another shape"))
+}
+
+fn digest(token: &str) -> [u8; 32] {
+    Sha256::digest(token.as_bytes()).into()
+}
+
+fn checksum(id: &str, entropy: &str) -> String {
+    let digest = Sha256::digest(format!("annals token {id} {entropy}").as_bytes());
+    hex::encode(&digest[..4])
+}
+
+/// `annals_<id>_<256 random bits><checksum>`: a mistyped token is told from an unknown one without a
+/// look-up.
+fn token_text(id: &str, entropy: &str) -> String {
+    format!("{TOKEN_PREFIX}{id}_{entropy}{}", checksum(id, entropy))
+}
+
+fn token_is_well_formed(text: &str) -> bool {
+    let Some((id, rest)) = text.strip_prefix(TOKEN_PREFIX).and_then(|t| t.split_once('_')) else {
+        return false;
+    };
+    match (rest.get(..64), rest.get(64..)) {
+        (Some(entropy), Some(sum)) => checksum(id, entropy) == sum,
+        _ => false,
+    }
+}
+
+/// The stream id of an app, as `apps` are named in lanes and logs.
+pub fn app_stream(app: &AppId) -> ResourceId {
+    App::stream(app.as_str()).id
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_carries_its_checksum() {
+        let token = token_text("0123456789ab", &"cd".repeat(32));
+        assert!(token.starts_with("annals_0123456789ab_"), "{token}");
+        assert!(token_is_well_formed(&token));
+        assert!(!token_is_well_formed(&token.replace("cdcd", "dcdc")));
+        for bad in ["", "annals_", "annals_x", "annals_a_b", "Bearer", &token[..token.len() - 1]] {
+            assert!(!token_is_well_formed(bad), "{bad}");
+        }
+    }
+}
