@@ -1,0 +1,218 @@
+//! Client profiles (idp-quirks §1): each deviation from the RFC that a client's traffic needs is a named
+//! value, allowed by profile, recorded where it really rewrote something.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use super::schema::{ENTERPRISE_USER, ResourceType};
+
+macro_rules! named {
+    ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $text:literal,)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        pub enum $name {
+            $($(#[$vdoc])* #[serde(rename = $text)] $variant,)*
+        }
+
+        impl $name {
+            /// Every value there is.
+            pub const ALL: &'static [$name] = &[$($name::$variant),*];
+
+            /// The stable name.
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $text),* }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = UnknownName;
+            fn from_str(s: &str) -> Result<Self, UnknownName> {
+                Self::ALL.iter().copied().find(|v| v.as_str() == s).ok_or_else(|| UnknownName(s.to_owned()))
+            }
+        }
+    };
+}
+
+/// A name that is neither a profile nor a quirk.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("unknown name {0:?}")]
+pub struct UnknownName(pub String);
+
+named! {
+    /// What kind of client speaks on a connection. Chosen by the administrator, never by `User-Agent`.
+    Profile {
+        /// The letter of the RFCs.
+        Strict = "strict",
+        /// Tolerant of what several real clients send; the default.
+        Generic = "generic",
+        /// Microsoft Entra ID.
+        Entra = "entra",
+        /// Okta.
+        Okta = "okta",
+        /// OneLogin.
+        OneLogin = "onelogin",
+        /// JumpCloud.
+        JumpCloud = "jumpcloud",
+    }
+}
+
+impl Default for Profile {
+    fn default() -> Self {
+        Self::Generic
+    }
+}
+
+named! {
+    /// A named deviation, and the canonical form it is rewritten to.
+    Quirk {
+        /// Entra sends `{"op":"Replace"}`; read as `replace` (PA-002).
+        OpCase = "op-case",
+        /// `operations`, `Op`, `Path`: names of a PATCH message in another case (PA-002).
+        MemberCase = "member-case",
+        /// Entra sends `"active":"False"`, OneLogin `"true"`; read as a boolean (CS-024).
+        StringBoolean = "string-boolean",
+        /// Entra sends custom numbers as `"42"`; read as a number (EN-054).
+        StringNumber = "string-number",
+        /// One object for a list, `"manager":"9f1"`, `"manager":[{"value":"9f1"}]`; wrapped or unwrapped
+        /// (CR-008). Bare strings and one-element lists only where `value` is a resource's id.
+        WrapUnwrap = "wrap-unwrap",
+        /// Entra sends `{"name.givenName":"x"}` in a PATCH without path; read as a path (P29).
+        DottedKeys = "dotted-keys",
+        /// Entra sends `{"urn:…:User:department":"x"}` in a PATCH without path; read as a path (P29).
+        UrnKeys = "urn-keys",
+        /// `{"emails[type eq \"work\"].value":"x"}` in a PATCH without path; read as a path (idp-quirks §2.8).
+        FilterKeys = "filter-keys",
+        /// Entra's old job writes `urn:…:User.department`; the dot is read as a colon (EN-051).
+        DottedUrn = "dotted-urn",
+        /// Entra replaces `emails[type eq "work"].value` where there is none; it is created (P10).
+        CreateOnFilterMiss = "create-on-filter-miss",
+        /// Entra and JumpCloud remove `members` with a `value` list; only those are removed (G04).
+        RemoveWithValue = "remove-with-value",
+        /// Entra filters by `emails[type eq "work"].value eq "x"`; read as one value path (FI-023).
+        PostfixFilter = "postfix-filter",
+        /// Entra names `manager` without its URN; read as the only extension's attribute (FI-005).
+        BareExtensionNames = "bare-extension-names",
+        /// OneLogin sends `urn:scim:schemas:core:2.0`; read as the schemas of SCIM 2.0 (OL-005).
+        LegacySchemaUrns = "legacy-schema-urns",
+        /// OneLogin sends SCIM 1.1's `"manager":{"managerId":"9f1"}`; read as `value` (OL-006).
+        ManagerId = "manager-id",
+        /// Entra sends `roles[].displayName`; read as `display` (idp-quirks §2.9).
+        RoleDisplayName = "role-display-name",
+        /// Entra sends a role as JSON inside a string; split into `value` and `display`. A tenant's switch (P60).
+        UnwrapRoleJson = "unwrap-role-json",
+        /// Ping sends one address twice, both primary; the first stays primary (PI-003).
+        DuplicatePrimary = "duplicate-primary",
+        /// Entra clears by `""` or `{"value":""}`; a single complex attribute loses its value (CS-033).
+        EmptyUnassigns = "empty-unassigns",
+        /// `schemas` is missing or without the base schema; it is inferred from the endpoint (CR-005).
+        MissingSchemas = "missing-schemas",
+        /// Entra lists a schema of its own on groups; ignored (CR-006).
+        UnknownSchemas = "unknown-schemas",
+        /// An attribute that no schema defines; ignored (CR-007).
+        UnknownAttributes = "unknown-attributes",
+        /// Filters with `TRUE`, `False`, `NULL`; read as literals (FI-024).
+        LiteralCase = "literal-case",
+    }
+}
+
+/// What `Content-Type` answers have (MT-003).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ResponseMediaType {
+    /// By the request's `Accept`.
+    Negotiate,
+    /// Always `application/scim+json` (EN-006).
+    Scim,
+    /// Always `application/json` (OL-003).
+    Json,
+}
+
+impl Profile {
+    /// Whether the profile allows a quirk (the table of idp-quirks §1).
+    pub fn has(self, quirk: Quirk) -> bool {
+        match quirk {
+            Quirk::OpCase => true,
+            Quirk::UnwrapRoleJson => false,
+            Quirk::CreateOnFilterMiss => matches!(self, Self::Entra | Self::OneLogin | Self::JumpCloud),
+            Quirk::LegacySchemaUrns | Quirk::ManagerId => self == Self::OneLogin,
+            _ => self != Self::Strict,
+        }
+    }
+
+    /// Whether two groups may have the same name; Entra's validator wants 409 (V14).
+    pub fn group_name_unique(self) -> bool {
+        self == Self::Entra
+    }
+
+    /// The `Content-Type` of answers.
+    pub fn response_media_type(self) -> ResponseMediaType {
+        match self {
+            Self::Entra => ResponseMediaType::Scim,
+            Self::OneLogin => ResponseMediaType::Json,
+            _ => ResponseMediaType::Negotiate,
+        }
+    }
+}
+
+/// A profile at work on one request, and the quirks that rewrote something.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dialect {
+    /// The client's profile.
+    pub profile: Profile,
+    /// The quirks that rewrote something so far.
+    pub applied: BTreeSet<Quirk>,
+    switches: BTreeMap<Quirk, bool>,
+}
+
+impl Dialect {
+    /// A dialect that has applied nothing yet.
+    pub fn new(profile: Profile) -> Self {
+        Self { profile, applied: BTreeSet::new(), switches: BTreeMap::new() }
+    }
+
+    /// The same with one quirk switched by the tenant, whatever the profile says.
+    #[must_use]
+    pub fn with(mut self, quirk: Quirk, on: bool) -> Self {
+        self.switches.insert(quirk, on);
+        self
+    }
+
+    /// Whether a quirk is allowed.
+    pub fn has(&self, quirk: Quirk) -> bool {
+        self.switches.get(&quirk).copied().unwrap_or_else(|| self.profile.has(quirk))
+    }
+
+    /// Asks for a quirk where it would rewrite something: recorded if allowed.
+    pub fn allow(&mut self, quirk: Quirk) -> bool {
+        let allowed = self.has(quirk);
+        if allowed {
+            self.applied.insert(quirk);
+        }
+        allowed
+    }
+
+    /// Whether the letter of the RFCs holds.
+    pub fn is_strict(&self) -> bool {
+        self.profile == Profile::Strict
+    }
+
+    /// The schema a URN names on a resource type: itself, or the one a legacy URN stands for (OL-005).
+    pub(crate) fn modern_urn<'a>(&mut self, resource_type: &'a ResourceType, urn: &'a str) -> &'a str {
+        let modern = match urn.to_ascii_lowercase().as_str() {
+            "urn:scim:schemas:core:1.0" | "urn:scim:schemas:core:2.0" => &resource_type.schema,
+            "urn:scim:schemas:extension:enterprise:1.0" | "urn:scim:schemas:extension:enterprise:2.0" => {
+                ENTERPRISE_USER
+            }
+            _ => return urn,
+        };
+        if self.allow(Quirk::LegacySchemaUrns) { modern } else { urn }
+    }
+}
