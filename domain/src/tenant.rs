@@ -40,6 +40,19 @@ pub trait Entity: Serialize + DeserializeOwned {
     }
 }
 
+impl Entity for Tenant {
+    const TYPE: &'static str = "Tenant";
+}
+impl Entity for Connection {
+    const TYPE: &'static str = "Connection";
+}
+impl Entity for Token {
+    const TYPE: &'static str = "Token";
+}
+impl Entity for App {
+    const TYPE: &'static str = "App";
+}
+
 /// Whether a type name belongs to administration rather than to SCIM.
 pub fn is_administrative(resource_type: &str) -> bool {
     [Tenant::TYPE, Connection::TYPE, Token::TYPE, App::TYPE].contains(&resource_type)

@@ -232,10 +232,10 @@ impl Sql {
     }
 
     fn for_postgres(self) -> Result<(String, PgArguments)> {
-        let mut text = self.text.replace("{for_update}", "FOR UPDATE").replace(
-            "{skip_locked}",
-            "FOR UPDATE SKIP LOCKED",
-        );
+        let mut text = self
+            .text
+            .replace("{for_update}", "FOR UPDATE")
+            .replace("{skip_locked}", "FOR UPDATE SKIP LOCKED");
         let mut out = PgArguments::default();
         if let Some(rows) = &self.rows {
             text = text.replace("{rows}", &rows.relation_postgres(self.args.len() + 1));
@@ -319,7 +319,6 @@ impl Sql {
 }
 
 /// A row of either database, read by column number.
-#[derive(Debug)]
 pub enum Row {
     /// From PostgreSQL.
     Postgres(PgRow),
@@ -597,7 +596,12 @@ impl Backend {
     }
 
     /// Streams the rows of a long read from one snapshot, in chunks, without holding them all.
-    pub async fn for_each(&self, area: Area, sql: Sql, mut each: impl FnMut(Row) -> Result<()>) -> Result<()> {
+    pub async fn for_each(
+        &self,
+        area: Area,
+        sql: Sql,
+        mut each: impl FnMut(Row) -> Result<()>,
+    ) -> Result<()> {
         match &self.pools {
             Pools::Postgres { pool, .. } => {
                 let (text, args) = sql.for_postgres()?;
@@ -667,8 +671,7 @@ async fn connect_postgres(url: &str, connections_max: u32) -> Result<Pools> {
 }
 
 async fn connect_sqlite(dir: &Path) -> Result<Pools> {
-    std::fs::create_dir_all(dir)
-        .map_err(|source| StoreError::Folder { path: dir.to_owned(), source })?;
+    std::fs::create_dir_all(dir).map_err(|source| StoreError::Folder { path: dir.to_owned(), source })?;
     let mut files = Vec::with_capacity(AREAS.len());
     for area in AREAS {
         // Read models can be rebuilt, and lanes repeat at worst; the truth and the keys must not be lost.

@@ -82,8 +82,7 @@ impl Store {
 
     /// Gives a lease back, if it is still one's own.
     pub async fn release_lease(&self, name: &str, owner: &str) -> Result<()> {
-        let delete =
-            sql("DELETE FROM journal.lease WHERE name = $1 AND owner = $2").bind(name).bind(owner);
+        let delete = sql("DELETE FROM journal.lease WHERE name = $1 AND owner = $2").bind(name).bind(owner);
         self.backend().execute(Area::Journal, delete).await.map(drop)
     }
 }

@@ -242,8 +242,10 @@ impl Store {
         // A delete frees all of the owner's look-ups at once.
         let new_lookups = if deleting { old_lookups.clone() } else { lookups(&document) };
         let hash = |l: &(String, Lookup)| (l.0.clone(), keys.lookup_hash(&l.0, &l.1.value));
-        let gone = |l: &&(String, Lookup)| !new_lookups.iter().any(|n| (&n.0, &n.1.value) == (&l.0, &l.1.value));
-        let come = |l: &&(String, Lookup)| !old_lookups.iter().any(|o| (&o.0, &o.1.value) == (&l.0, &l.1.value));
+        let gone =
+            |l: &&(String, Lookup)| !new_lookups.iter().any(|n| (&n.0, &n.1.value) == (&l.0, &l.1.value));
+        let come =
+            |l: &&(String, Lookup)| !old_lookups.iter().any(|o| (&o.0, &o.1.value) == (&l.0, &l.1.value));
         let (old_refs, new_refs) = (
             references(rt, old.unwrap_or(&empty)),
             if deleting { Vec::new() } else { references(rt, &document) },
@@ -408,8 +410,8 @@ impl Store {
     /// What the first request with this idempotency key came to, if it was carried out.
     async fn replay(&self, request: &Request, idempotency: &Idempotency) -> Result<Option<Executed>> {
         let id = keyed_commit_id(request, &idempotency.key);
-        let select = sql("SELECT c.receipt, c.fingerprint FROM journal.commit_log c WHERE c.commit_id = $1")
-            .bind(id);
+        let select =
+            sql("SELECT c.receipt, c.fingerprint FROM journal.commit_log c WHERE c.commit_id = $1").bind(id);
         let Some(row) = self.backend().fetch_optional(Area::Journal, select).await? else {
             return Ok(None);
         };
@@ -417,8 +419,8 @@ impl Store {
         if row.opt_bytes(1)? != Some(expected) {
             return Err(other_request());
         }
-        let receipt: Receipt = serde_json::from_str(&row.text(0)?)
-            .map_err(|e| StoreError::corrupt("a commit's receipt", e))?;
+        let receipt: Receipt =
+            serde_json::from_str(&row.text(0)?).map_err(|e| StoreError::corrupt("a commit's receipt", e))?;
         let state = self.replayed_state(&request.tenant, &receipt).await?;
         Ok(Some(Executed { state, changed: true, replayed: true, position: receipt.last }))
     }
@@ -435,9 +437,7 @@ impl Store {
 const PASSWORD: &str = "password";
 
 /// An aggregate that takes SCIM commands; all kinds of [`Resource`] do.
-trait CommandTarget:
-    Aggregate<Command = Command, Event = Event, Error = ScimError, Services = Services>
-{
+trait CommandTarget: Aggregate<Command = Command, Event = Event, Error = ScimError, Services = Services> {
     fn of(document: Document) -> Self;
     fn document(&self) -> &Document;
     fn proposal(&self) -> &annals_domain::resource::Proposal;
@@ -528,10 +528,8 @@ fn executed(
 ) -> Executed {
     let deleted = document == Document::default() && before.is_some();
     let result = receipt.streams.first();
-    let stream = stream.unwrap_or_else(|| StreamId {
-        resource_type: String::new(),
-        id: ResourceId::from_text(""),
-    });
+    let stream =
+        stream.unwrap_or_else(|| StreamId { resource_type: String::new(), id: ResourceId::from_text("") });
     let changed = result.is_some_and(|r| r.events > 0);
     let state = StateRow {
         tenant: tenant.clone(),

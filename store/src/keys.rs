@@ -317,7 +317,8 @@ impl Keys {
                 id: shared.entropy.uuid_v7(now).hyphenated().to_string(),
                 key: Key::random(&*shared.entropy),
             };
-            let wrapped = tenant_keys.wrap.seal(&wrap_aad(tenant, &key.id), &key.key.0[..], &*shared.entropy)?;
+            let wrapped =
+                tenant_keys.wrap.seal(&wrap_aad(tenant, &key.id), &key.key.0[..], &*shared.entropy)?;
             rows.push(vec![(&key.id).into(), tenant.into(), wrapped.into(), now.into()]);
             made.push(key);
         }

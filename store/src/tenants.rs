@@ -362,7 +362,8 @@ impl Store {
         .bind(&id)
         .bind(CREDENTIAL);
         let row = self.backend().fetch_optional(Area::Journal, select).await?;
-        let row = row.ok_or_else(|| StoreError::corrupt(format!("app {app}"), "its credential is missing"))?;
+        let row =
+            row.ok_or_else(|| StoreError::corrupt(format!("app {app}"), "its credential is missing"))?;
         let keys = self.keys().tenant(tenant).await?;
         let plain = keys.secret().open(&secret_aad(tenant, &id, CREDENTIAL), &row.bytes(0)?)?;
         let text = String::from_utf8(plain)
@@ -370,7 +371,12 @@ impl Store {
         Ok(SecretString::from(text))
     }
 
-    async fn credential(&self, tenant: &TenantId, key: &str, credential: &SecretString) -> Result<SecretWrite> {
+    async fn credential(
+        &self,
+        tenant: &TenantId,
+        key: &str,
+        credential: &SecretString,
+    ) -> Result<SecretWrite> {
         let id = App::stream(key).id;
         let keys = self.keys().tenant(tenant).await?;
         let aad = secret_aad(tenant, &id, CREDENTIAL);
@@ -444,7 +450,8 @@ impl Store {
         .to_vec();
         let state = match &document {
             Some(document) => {
-                let document = serde_json::to_vec(document).map_err(|e| StoreError::corrupt("a document", e))?;
+                let document =
+                    serde_json::to_vec(document).map_err(|e| StoreError::corrupt("a document", e))?;
                 StateWrite::Put { key_id: None, document }
             }
             None => StateWrite::Tombstone,

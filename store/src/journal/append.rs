@@ -122,12 +122,13 @@ async fn read_receipts<'a>(
     if rows.is_empty() {
         return Ok(found);
     }
-    let select = sql("SELECT c.commit_id, c.receipt, c.fingerprint FROM {rows} CROSS JOIN journal.commit_log c \
+    let select =
+        sql("SELECT c.commit_id, c.receipt, c.fingerprint FROM {rows} CROSS JOIN journal.commit_log c \
          WHERE c.commit_id = r.commit_id")
-    .rows(rows);
+        .rows(rows);
     for row in tx.fetch_all(select).await? {
-        let mut receipt: Receipt = serde_json::from_str(&row.text(1)?)
-            .map_err(|e| StoreError::corrupt("a commit's receipt", e))?;
+        let mut receipt: Receipt =
+            serde_json::from_str(&row.text(1)?).map_err(|e| StoreError::corrupt("a commit's receipt", e))?;
         receipt.replayed = true;
         found.insert(row.text(0)?, (receipt, row.opt_bytes(2)?));
     }
@@ -208,8 +209,7 @@ struct Batch {
 
 impl Batch {
     async fn read(&mut self, tx: &mut Tx, commits: &[Arc<Commit>]) -> Result<()> {
-        self.known_commits =
-            read_receipts(tx, commits.iter().filter(|c| c.fingerprint.is_some())).await?;
+        self.known_commits = read_receipts(tx, commits.iter().filter(|c| c.fingerprint.is_some())).await?;
         self.read_tenants(tx, commits).await?;
         self.read_links_to_deleted(tx, commits).await?;
         self.read_members(tx, commits).await?;
@@ -227,8 +227,12 @@ impl Batch {
              FROM {rows} CROSS JOIN journal.tenant_head h WHERE h.tenant = r.tenant")
         .rows(rows);
         for row in tx.fetch_all(select).await? {
-            let head =
-                TenantHead { position: row.int(1)?, events: row.int(2)?, chain: row.bytes(3)?, touched: false };
+            let head = TenantHead {
+                position: row.int(1)?,
+                events: row.int(2)?,
+                chain: row.bytes(3)?,
+                touched: false,
+            };
             self.tenants.insert(tenant_id(&row.text(0)?)?, head);
         }
         Ok(())
@@ -344,20 +348,17 @@ impl Batch {
         for commit in commits {
             for add in commit.writes.iter().flat_map(|w| &w.lookups_add) {
                 if add.exclusive {
-                    rows.push(vec![
-                        (&commit.tenant).into(),
-                        (&add.kind).into(),
-                        add.value.clone().into(),
-                    ]);
+                    rows.push(vec![(&commit.tenant).into(), (&add.kind).into(), add.value.clone().into()]);
                 }
             }
         }
         if rows.is_empty() {
             return Ok(());
         }
-        let select = sql("SELECT l.tenant, l.kind, l.value, l.owner FROM {rows} CROSS JOIN journal.lookup l \
+        let select =
+            sql("SELECT l.tenant, l.kind, l.value, l.owner FROM {rows} CROSS JOIN journal.lookup l \
              WHERE l.tenant = r.tenant AND l.kind = r.kind AND l.value = r.value")
-        .rows(rows);
+            .rows(rows);
         for row in tx.fetch_all(select).await? {
             let key = (tenant_id(&row.text(0)?)?, row.text(1)?, row.bytes(2)?);
             self.lookups.entry(key).or_default().insert(ResourceId::from_text(&row.text(3)?));
@@ -483,7 +484,14 @@ impl Batch {
                 event.body_hash.clone(),
             );
         }
-        self.push_member_events(commit, &write.stream.resource_type, &write.stream.id, removed, added, entropy);
+        self.push_member_events(
+            commit,
+            &write.stream.resource_type,
+            &write.stream.id,
+            removed,
+            added,
+            entropy,
+        );
         let events = usize::try_from(self.head - before).unwrap_or(0);
         match &write.state {
             StateWrite::Keep => {}
@@ -651,8 +659,7 @@ impl Batch {
         head.modified = at;
         head.position = position;
         let commit_id = commit.id.hyphenated().to_string();
-        let chain =
-            chain_hash(&tenant_head.chain, &body_hash, position, head.version, at, &commit_id);
+        let chain = chain_hash(&tenant_head.chain, &body_hash, position, head.version, at, &commit_id);
         tenant_head.chain = chain.to_vec();
         tenant_head.position = position;
         tenant_head.events += 1;
@@ -758,15 +765,16 @@ impl Batch {
                 e.previous_of_tenant.into(),
             ]);
         }
-        let insert = sql("INSERT INTO journal.event (position, event_id, commit_id, tenant, resource_type, id, \
+        let insert =
+            sql("INSERT INTO journal.event (position, event_id, commit_id, tenant, resource_type, id, \
              version, kind, schema_version, at, actor, cause, key_id, payload, body_hash, chain_hash, \
              previous_of_entity, previous_of_tenant) \
              SELECT r.position, r.event_id, r.commit_id, r.tenant, r.resource_type, r.id, r.version, r.kind, \
              $1, $2, r.actor, r.cause, r.key_id, r.payload, r.body_hash, r.chain_hash, \
              r.previous_of_entity, r.previous_of_tenant FROM {rows}")
-        .bind(SCHEMA_VERSION)
-        .bind(self.at)
-        .rows(rows);
+            .bind(SCHEMA_VERSION)
+            .bind(self.at)
+            .rows(rows);
         tx.execute(insert).await.map(drop)
     }
 
@@ -815,14 +823,15 @@ impl Batch {
             }
         }
         if !whole.is_empty() {
-            let upsert = sql("INSERT INTO journal.state (tenant, id, resource_type, version, created, modified, \
+            let upsert =
+                sql("INSERT INTO journal.state (tenant, id, resource_type, version, created, modified, \
                  position, key_id, document, deleted) \
                  SELECT r.tenant, r.id, r.resource_type, r.version, r.created, r.modified, r.position, \
                  r.key_id, r.document, r.deleted FROM {rows} WHERE true \
                  ON CONFLICT (tenant, id) DO UPDATE SET version = excluded.version, \
                  modified = excluded.modified, position = excluded.position, key_id = excluded.key_id, \
                  document = excluded.document, deleted = excluded.deleted")
-            .rows(whole);
+                .rows(whole);
             tx.execute(upsert).await?;
         }
         if !moved.is_empty() {
@@ -956,7 +965,8 @@ impl Batch {
             }
         }
         for (tenant, id) in &self.owners_removed {
-            let delete = sql("DELETE FROM journal.secret WHERE tenant = $1 AND id = $2").bind(tenant).bind(id);
+            let delete =
+                sql("DELETE FROM journal.secret WHERE tenant = $1 AND id = $2").bind(tenant).bind(id);
             tx.execute(delete).await?;
         }
         Ok(())
@@ -998,8 +1008,8 @@ impl Batch {
             ("receipt", Col::Text),
         ]);
         for (commit, receipt) in &self.receipts {
-            let text = serde_json::to_string(receipt)
-                .map_err(|e| StoreError::corrupt("a commit's receipt", e))?;
+            let text =
+                serde_json::to_string(receipt).map_err(|e| StoreError::corrupt("a commit's receipt", e))?;
             rows.push(vec![
                 commit.id.into(),
                 (&commit.tenant).into(),

@@ -5,6 +5,7 @@
 //! nothing was touched.
 
 pub(crate) mod append;
+mod janitor;
 pub mod read;
 pub mod verify;
 pub(crate) mod writer;

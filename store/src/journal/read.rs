@@ -307,8 +307,7 @@ impl Store {
 
     /// Opens events: sealed payloads with their keys, erased ones as such.
     pub async fn open_events(&self, stored: Vec<StoredEvent>) -> Result<Vec<Recorded>> {
-        let wanted =
-            stored.iter().filter_map(|event| event.key_id.as_deref().map(|id| (&event.tenant, id)));
+        let wanted = stored.iter().filter_map(|event| event.key_id.as_deref().map(|id| (&event.tenant, id)));
         let keys = self.keys().subjects(wanted).await?;
         stored
             .into_iter()
@@ -446,7 +445,9 @@ impl Store {
         .bind(max);
         let rows = self.backend().fetch_all(Area::Journal, select).await?;
         rows.iter()
-            .map(|row| Ok(MemberRow { id: ResourceId::from_text(&row.text(0)?), resource_type: row.text(1)? }))
+            .map(|row| {
+                Ok(MemberRow { id: ResourceId::from_text(&row.text(0)?), resource_type: row.text(1)? })
+            })
             .collect()
     }
 
@@ -461,7 +462,7 @@ impl Store {
             return Ok(Vec::new());
         }
         let select = sql("WITH RECURSIVE up(member, grp, depth) AS ( \
-               SELECT r.id, l.from_id, 1 FROM {rows} CROSS JOIN journal.link l CROSS JOIN journal.state g \
+               SELECT r.id, l.from_id, CAST(1 AS BIGINT) FROM {rows} CROSS JOIN journal.link l CROSS JOIN journal.state g \
                WHERE l.tenant = $1 AND l.to_id = r.id AND l.attribute = 'members' \
                AND g.tenant = $1 AND g.id = l.from_id AND g.deleted = 0 \
              UNION \

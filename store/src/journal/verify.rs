@@ -74,13 +74,8 @@ impl Store {
     }
 
     async fn verify_chain(&self, seen: &mut Verification) -> Result<()> {
-        let mut walk = Walk {
-            position: 0,
-            at: 0,
-            chains: HashMap::new(),
-            entities: HashMap::new(),
-            leaves: Vec::new(),
-        };
+        let mut walk =
+            Walk { position: 0, at: 0, chains: HashMap::new(), entities: HashMap::new(), leaves: Vec::new() };
         let mut last_hash = vec![0u8; 32];
         let mut batches = self.batches_after(0).await?.into_iter();
         let mut batch = batches.next();
@@ -126,10 +121,11 @@ impl Store {
     }
 
     async fn batches_after(&self, after: Position) -> Result<Vec<(Position, Position, Vec<u8>, Vec<u8>)>> {
-        let select = sql("SELECT b.first_position, b.last_position, b.merkle_root, b.hash FROM journal.batch b \
+        let select =
+            sql("SELECT b.first_position, b.last_position, b.merkle_root, b.hash FROM journal.batch b \
              WHERE b.last_position > $1 ORDER BY b.last_position LIMIT $2")
-        .bind(after)
-        .bind(PAGE_EVENTS);
+            .bind(after)
+            .bind(PAGE_EVENTS);
         let rows = self.backend().fetch_all(Area::Journal, select).await?;
         rows.iter().map(|r| Ok((r.int(0)?, r.int(1)?, r.bytes(2)?, r.bytes(3)?))).collect()
     }

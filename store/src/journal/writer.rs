@@ -273,8 +273,7 @@ mod tests {
         for tenant in ["bulk", "bulk", "bulk", "small", "bulk", "other"] {
             queue.push(waiting(tenant));
         }
-        let order: Vec<String> =
-            queue.take(4).iter().map(|w| w.commit.tenant.as_str().to_owned()).collect();
+        let order: Vec<String> = queue.take(4).iter().map(|w| w.commit.tenant.as_str().to_owned()).collect();
         assert_eq!(order, ["bulk", "small", "other", "bulk"]);
         assert_eq!(queue.take(10).len(), 2);
         assert_eq!(queue.len, 0);
