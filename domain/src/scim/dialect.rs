@@ -49,10 +49,12 @@ pub struct UnknownName(pub String);
 
 named! {
     /// What kind of client speaks on a connection. Chosen by the administrator, never by `User-Agent`.
+    #[derive(Default)]
     Profile {
         /// The letter of the RFCs.
         Strict = "strict",
         /// Tolerant of what several real clients send; the default.
+        #[default]
         Generic = "generic",
         /// Microsoft Entra ID.
         Entra = "entra",
@@ -62,12 +64,6 @@ named! {
         OneLogin = "onelogin",
         /// JumpCloud.
         JumpCloud = "jumpcloud",
-    }
-}
-
-impl Default for Profile {
-    fn default() -> Self {
-        Self::Generic
     }
 }
 

@@ -86,7 +86,7 @@ pub fn parse_replacement(
             draft.document.set(attribute, Some(old.clone()));
         } else if attribute.mutability == Mutability::Immutable {
             match draft.document.get(attribute) {
-                Some(new) if !unchanged(attribute, old, new) => return Err(immutable(attribute)),
+                Some(new) if !same(attribute, old, new) => return Err(immutable(attribute)),
                 Some(_) => {}
                 None => draft.document.set(attribute, Some(old.clone())),
             }
@@ -99,15 +99,6 @@ pub fn parse_replacement(
         parsed.members.get_or_insert_default();
     }
     Ok(parsed)
-}
-
-fn unchanged(attribute: &Attribute, old: &Value, new: &Value) -> bool {
-    match (old, new) {
-        (Value::Array(old), Value::Array(new)) => {
-            old.len() == new.len() && old.iter().zip(new).all(|(old, new)| same(attribute, old, new))
-        }
-        _ => same(attribute, old, new),
-    }
 }
 
 /// The error for a change of what may be set only once (CH-004).

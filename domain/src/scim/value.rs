@@ -4,6 +4,8 @@
 //! a resource, as the server fills those in; an empty string is a value. Case and form are kept as sent,
 //! as clients compare what they read with what they wrote (EN-014); only dates become UTC (CS-026).
 
+use std::collections::HashSet;
+
 use base64::Engine;
 use base64::alphabet;
 use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
@@ -63,14 +65,24 @@ fn list(attribute: &Attribute, value: &Value, dialect: &mut Dialect) -> Result<O
         list.extend(one(attribute, element, dialect)?);
     }
     check_primary(attribute, &mut list, dialect)?;
-    let mut unique: Vec<Value> = Vec::with_capacity(list.len());
-    for element in list {
-        // CS-035: nothing is gained by the same element twice.
-        if !unique.iter().any(|known| same(attribute, known, &element)) {
-            unique.push(element);
-        }
+    // CS-035: nothing is gained by the same element twice.
+    let mut seen = HashSet::with_capacity(list.len());
+    list.retain(|element| seen.insert(identity(attribute, element)));
+    check_len(attribute, &list)?;
+    Ok((!list.is_empty()).then_some(Value::Array(list)))
+}
+
+/// Most elements of a multi-valued attribute. Members are links and not bound by it; what a person has
+/// many of is tens. It bounds the work of a PATCH, which looks at every element in every operation.
+pub const ELEMENTS_MAX: usize = 2_000;
+
+/// Refuses a list that is too long.
+pub(crate) fn check_len(attribute: &Attribute, list: &[Value]) -> Result<(), ScimError> {
+    if list.len() <= ELEMENTS_MAX {
+        return Ok(());
     }
-    Ok((!unique.is_empty()).then_some(Value::Array(unique)))
+    let detail = format!("{} has more than {ELEMENTS_MAX} elements", attribute.path);
+    Err(ScimError::invalid_value(detail))
 }
 
 /// The elements of a list as sent; what is no list is wrapped if the dialect allows it (CR-008).
@@ -285,7 +297,7 @@ pub fn wrong_type(attribute: &Attribute, expected: &str, value: &Value) -> ScimE
 
 /// Refuses the same name twice in different spelling (CS-022).
 pub fn check_keys(object: &Map<String, Value>, place: &str) -> Result<(), ScimError> {
-    let mut seen = std::collections::HashSet::with_capacity(object.len());
+    let mut seen = HashSet::with_capacity(object.len());
     match object.keys().find(|key| !seen.insert(key.to_ascii_lowercase())) {
         Some(key) => Err(ScimError::invalid_syntax(format!("{place}: {key:?} is given twice"))),
         None => Ok(()),
@@ -320,31 +332,42 @@ pub fn check_primary(
     Ok(())
 }
 
-/// Whether two canonical values of an attribute (elements, if it is a list) are the same by its types
-/// and its case rule; a missing `primary` is false.
+/// Whether two canonical values of an attribute, or two of its elements, are the same.
 pub fn same(attribute: &Attribute, a: &Value, b: &Value) -> bool {
-    if !attribute.is_complex() {
-        return index_value(attribute, a) == index_value(attribute, b);
-    }
-    attribute.sub_attributes.iter().all(|sub| match (a.get(&sub.name), b.get(&sub.name)) {
-        (None, None) => true,
-        (Some(a), Some(b)) if sub.multi_valued => a == b,
-        (Some(a), Some(b)) => same(sub, a, b),
-        (Some(one), None) | (None, Some(one)) => sub.name == "primary" && *one == json!(false),
-    })
+    a == b || identity(attribute, a) == identity(attribute, b)
 }
 
-/// Whether two elements are about the same thing: equal `value` and `type`, or equal altogether if they
-/// have no `value` (the duplicate rule of PATCH `add`).
-pub fn same_element(attribute: &Attribute, a: &Value, b: &Value) -> bool {
-    let Some(value) = attribute.sub("value").filter(|_| attribute.is_complex()) else {
-        return same(attribute, a, b);
+/// A text that is equal for values that are the same by the attribute's types and its case rule. A missing
+/// `primary` is false. U+0000 separates, as no value contains it (IN-005).
+pub fn identity(attribute: &Attribute, value: &Value) -> String {
+    if let Value::Array(list) = value {
+        return list.iter().map(|element| identity(attribute, element) + "\0\0").collect();
+    }
+    if !attribute.is_complex() {
+        return index_value(attribute, value).unwrap_or_else(|| value.to_string());
+    }
+    let part = |sub: &Attribute| {
+        let value = value.get(&sub.name)?;
+        let identity = match value {
+            Value::Bool(false) if sub.name == "primary" => return None,
+            one => identity(sub, one),
+        };
+        Some(format!("{}\0{identity}\0", sub.name))
     };
-    match (a.get(&value.name), b.get(&value.name)) {
-        (Some(x), Some(y)) => {
-            let kind = |e: &Value| attribute.sub("type").and_then(|t| index_value(t, e.get(&t.name)?));
-            same(value, x, y) && (attribute.resource_ref || kind(a) == kind(b))
-        }
-        _ => same(attribute, a, b),
+    attribute.sub_attributes.iter().filter_map(part).collect()
+}
+
+/// A text that is equal for elements about the same thing (the duplicate rule of PATCH `add`): those of
+/// equal `value` and `type`, or of equal id where the value is one; without a value, equal altogether.
+pub fn element_key(attribute: &Attribute, element: &Value) -> String {
+    let part = |name: &str| {
+        let sub = attribute.sub(name).filter(|_| attribute.is_complex())?;
+        Some(identity(sub, element.get(&sub.name)?))
+    };
+    match (part("value"), part("type")) {
+        (Some(value), _) if attribute.resource_ref => format!("\0{value}"),
+        (Some(value), Some(kind)) => format!("\0{value}\0{kind}"),
+        (Some(value), None) => format!("\0{value}\0"),
+        (None, _) => identity(attribute, element),
     }
 }

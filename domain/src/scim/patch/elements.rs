@@ -1,6 +1,6 @@
 //! Operations on the elements of a multi-valued attribute: by filter, by part, by equality.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use serde_json::{Map, Value, json};
 
@@ -11,7 +11,8 @@ use crate::scim::error::ScimError;
 use crate::scim::filter::{Bound, CompareOp, Filter, Literal, bind_element, matches_element};
 use crate::scim::schema::Attribute;
 use crate::scim::value::{
-    self, Given, check_primary, check_required_parts, elements, is_primary, one, parts, same_element,
+    self, Given, check_len, check_primary, check_required_parts, element_key, elements, identity, is_primary,
+    one, parts,
 };
 use crate::view::element_rows;
 
@@ -52,6 +53,7 @@ impl<'a> Patcher<'a, '_> {
             }
         }
         list.retain(|element| !element.as_object().is_some_and(Map::is_empty));
+        check_len(attribute, &list)?;
         self.assign(attribute, (!list.is_empty()).then_some(Value::Array(list)))
     }
 
@@ -59,21 +61,18 @@ impl<'a> Patcher<'a, '_> {
     pub(super) fn append(&mut self, attribute: &Attribute, new: Option<Value>) -> Result<(), ScimError> {
         let Some(Value::Array(new)) = new else { return Ok(()) };
         let mut list = self.list(attribute);
+        let mut known = HashMap::new();
+        for (at, element) in list.iter().enumerate() {
+            known.entry(element_key(attribute, element)).or_insert(at);
+        }
         let mut touched = BTreeSet::new();
         for element in new {
-            match list.iter().position(|known| same_element(attribute, known, &element)) {
-                Some(at) => {
-                    if let (Value::Object(known), Value::Object(element)) = (&mut list[at], element) {
-                        // What is equal in the attribute's own terms stays as it was first sent.
-                        known.extend(element.into_iter().filter(|(name, _)| name != "value"));
-                    }
-                    touched.insert(at);
-                }
-                None => {
-                    touched.insert(list.len());
-                    list.push(element);
-                }
+            let at = *known.entry(element_key(attribute, &element)).or_insert(list.len());
+            match list.get_mut(at) {
+                Some(known) => update(attribute, known, element),
+                None => list.push(element),
             }
+            touched.insert(at);
         }
         self.assign_list(attribute, list, &touched)
     }
@@ -84,21 +83,18 @@ impl<'a> Patcher<'a, '_> {
             let detail = format!("remove takes no value; use {}[...]", attribute.path);
             return Err(ScimError::invalid_value(detail));
         }
-        let value_part = attribute.sub("value");
-        let mut listed = Vec::new();
+        // By `value` where there is one: clients list ids or addresses, not whole elements.
+        let key = |element: &Value| match attribute.sub("value").and_then(|sub| element.get(&sub.name)) {
+            Some(value) => json!({ "value": value }),
+            None => element.clone(),
+        };
+        let mut listed = HashSet::new();
         for element in elements(attribute, given, self.dialect)? {
-            listed.extend(one(attribute, element, self.dialect)?);
+            let element = one(attribute, element, self.dialect)?;
+            listed.extend(element.map(|element| identity(attribute, &key(&element))));
         }
         let mut list = self.list(attribute);
-        list.retain(|known| {
-            !listed.iter().any(|gone| match value_part {
-                Some(part) => match (known.get(&part.name), gone.get(&part.name)) {
-                    (Some(known), Some(gone)) => value::same(part, known, gone),
-                    _ => value::same(attribute, known, gone),
-                },
-                None => value::same(attribute, known, gone),
-            })
-        });
+        list.retain(|known| !listed.contains(&identity(attribute, &key(known))));
         self.assign_list(attribute, list, &BTreeSet::new())
     }
 
@@ -294,6 +290,19 @@ impl<'a> Patcher<'a, '_> {
         list[at] = self.with_part(attribute, &list[at], sub, value)?;
         check_primary(attribute, &mut list, self.dialect)?;
         self.assign_list(attribute, list, &BTreeSet::from([at]))
+    }
+}
+
+/// Takes over what a new element says about one that is there. What is equal in the attribute's own
+/// terms stays as it was first sent, so that sending it again changes nothing.
+fn update(attribute: &Attribute, known: &mut Value, new: Value) {
+    let (Value::Object(known), Value::Object(new)) = (known, new) else { return };
+    for (name, value) in new {
+        let default = name == "primary" && value == json!(false) && !known.contains_key(&name);
+        let equal = |old: &Value| attribute.sub(&name).is_some_and(|sub| value::same(sub, old, &value));
+        if !default && !known.get(&name).is_some_and(equal) {
+            known.insert(name, value);
+        }
     }
 }
 
