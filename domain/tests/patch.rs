@@ -2,6 +2,8 @@
 
 mod fixture;
 
+use std::collections::BTreeSet;
+
 use annals_domain::ids::ResourceId;
 use annals_domain::scim::dialect::{Dialect, Profile, Quirk};
 use annals_domain::scim::error::ScimError;
@@ -412,6 +414,7 @@ fn groups() {
         ("GR-003", r#"{"op":"add","path":"members","value":[{"$ref":"../Users/u3"}]}"#, "+u3"),
         ("GR-003b", r#"{"op":"add","path":"members","value":[{"type":"User"}]}"#, "400 invalidValue"),
         ("GR-003c", r#"{"op":"add","path":"members","value":[{"value":""}]}"#, "400 invalidValue"),
+        ("null", r#"{"op":"replace","path":"members","value":[null]}"#, "400 invalidValue"),
         ("filter", r#"{"op":"remove","path":"members[type eq \"User\"]"}"#, "400 invalidFilter"),
         (
             "filter and",
@@ -548,6 +551,26 @@ proptest! {
             }
             prop_assert!(patched.members.add.is_disjoint(&patched.members.remove));
         }
+    }
+
+    #[test]
+    fn a_link_delta_is_the_sum_of_its_operations(
+        start in proptest::collection::btree_set(0..6u8, 0..6),
+        operations in proptest::collection::vec((0..3u8, proptest::collection::btree_set(0..6u8, 0..4)), 0..6),
+    ) {
+        let id = |n: u8| ResourceId::from_text(&n.to_string());
+        let ids = |set: BTreeSet<u8>| set.into_iter().map(id).collect::<BTreeSet<_>>();
+        let (mut model, mut delta) = (ids(start.clone()), LinkDelta::default());
+        for (op, set) in operations {
+            let set = ids(set);
+            match op {
+                0 => { model.extend(set.clone()); delta.add(set); }
+                1 => { model.retain(|id| !set.contains(id)); delta.remove(set); }
+                _ => { model = set.clone(); delta.replace(set); }
+            }
+        }
+        let kept = ids(start).into_iter().filter(|id| !delta.clear && !delta.remove.contains(id));
+        prop_assert_eq!(kept.chain(delta.add.clone()).collect::<BTreeSet<_>>(), model);
     }
 
     #[test]

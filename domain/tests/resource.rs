@@ -444,7 +444,49 @@ fn documents() -> impl Strategy<Value = Document> {
     (core, extensions).prop_map(|(core, extensions)| Document(core.into_iter().chain(extensions).collect()))
 }
 
+/// Bodies of users, sensible and not.
+fn bodies() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i32>().prop_map(Value::from),
+        "(|a|A|true|work|ß|u2|x/u3)".prop_map(Value::from),
+    ];
+    let part = "(value|Type|primary|\\$ref|display|givenName|formatted|country|managerId|x)";
+    let object = proptest::collection::btree_map(part, leaf.clone(), 0..4).prop_map(|m| json!(m)).boxed();
+    let list =
+        proptest::collection::vec(prop_oneof![leaf.clone(), object.clone()], 0..4).prop_map(Value::from);
+    let value = prop_oneof![2 => leaf, 2 => object, 3 => list].boxed();
+    let name = "(active|title|name|emails|roles|addresses|photos|groups|externalId|password|meta|id|nosuch)";
+    let extension = proptest::collection::btree_map("(department|manager|Manager|x)", value.clone(), 0..3)
+        .prop_map(|m| json!(m));
+    let core = proptest::collection::btree_map(name, value, 0..5);
+    (core, prop_oneof![Just(Value::Null), extension]).prop_map(|(core, extension)| {
+        let mut body = json!(core);
+        body["userName"] = json!("a");
+        body[full("ENT")] = extension;
+        body
+    })
+}
+
 proptest! {
+    #[test]
+    fn what_was_read_reads_back_as_itself(body in bodies()) {
+        let (registry, user) = (Registry::standard(), resource_type("u"));
+        for &profile in Profile::ALL {
+            let Ok(parsed) = parse(&registry, &user, &body, &mut Dialect::new(profile)) else { continue };
+            let meta = Meta {
+                created: Timestamp(0), last_modified: Timestamp(0), version: 1, location: String::new(),
+            };
+            let shown = json!(render(&user, &ResourceId::from_text("u"), &parsed.document, &meta));
+            let mut strict = Dialect::new(STRICT);
+            let again = parse_replacement(&registry, &user, &parsed.document, &shown, &mut strict);
+            let again = again.map_err(|e| TestCaseError::fail(e.to_string()))?;
+            prop_assert_eq!(&again.document, &parsed.document);
+            prop_assert!(strict.applied.is_empty());
+        }
+    }
+
     #[test]
     fn changes_lead_from_one_document_to_the_other(a in documents(), b in documents()) {
         let changes = diff(&a, &b);

@@ -238,7 +238,8 @@ fn check_schemas(
     Ok(())
 }
 
-/// The ids a value for `members` names. An element without `value` takes it from its `$ref` (GR-003).
+/// The ids a value for `members` names. An element without `value` takes it from its `$ref` (GR-003);
+/// one with neither is an error, null too: read as nothing, a list of them would empty a group.
 pub(crate) fn member_ids(
     attribute: &Attribute,
     value: &Value,
@@ -246,7 +247,7 @@ pub(crate) fn member_ids(
 ) -> Result<Vec<ResourceId>, ScimError> {
     let mut seen = BTreeSet::new();
     let mut ids = Vec::new();
-    for element in elements(attribute, value, dialect)?.iter().filter(|e| !e.is_null()) {
+    for element in elements(attribute, value, dialect)? {
         let given = match parts(attribute, element, dialect)? {
             super::value::Given::Parts(parts) => parts,
             super::value::Given::Unassign => {
