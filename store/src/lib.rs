@@ -5,6 +5,7 @@
 //! the same SQL; [`backend`] lists every difference.
 
 pub mod backend;
+pub mod bench;
 pub mod error;
 pub mod journal;
 pub mod keys;

@@ -1,0 +1,65 @@
+//! One file per subcommand.
+
+pub mod app;
+pub mod audit;
+pub mod connection;
+pub mod deliveries;
+pub mod doctor;
+pub mod events;
+pub mod load;
+pub mod rebuild;
+pub mod serve;
+pub mod tenant;
+
+use std::sync::Arc;
+
+use annals_domain::event::Actor;
+use annals_store::Store;
+use anyhow::{Context, bail};
+
+use crate::config::Config;
+use crate::telemetry::{OsEntropy, SystemClock};
+
+/// Opens the store for an operator's command.
+///
+/// # Errors
+/// The tables are not those of this build: the command says what to run first.
+pub async fn open(config: &Config) -> anyhow::Result<Store> {
+    let store = config.open_store(Arc::new(SystemClock), Arc::new(OsEntropy)).await?;
+    if !store.is_migrated().await? {
+        if config.is_embedded() && config.storage.migrate_at_start {
+            store.migrate().await?;
+        } else {
+            bail!("the tables are not up to date: run `annals migrate`");
+        }
+    }
+    Ok(store)
+}
+
+/// Who runs a command: the account's name.
+pub fn operator() -> Actor {
+    Actor::operator(&std::env::var("USER").unwrap_or_else(|_| "operator".to_owned()))
+}
+
+/// `annals migrate`
+pub async fn migrate(config: &Config) -> anyhow::Result<()> {
+    let store = config.open_store(Arc::new(SystemClock), Arc::new(OsEntropy)).await?;
+    store.migrate().await.context("bringing the tables up to date")?;
+    println!("The tables are up to date.");
+    store.close().await;
+    Ok(())
+}
+
+/// `annals config --check`
+pub fn check_config(config: &Config) -> anyhow::Result<()> {
+    println!("The configuration is valid.");
+    if config.is_embedded() {
+        println!("Data: SQLite in {}", config.storage.data_dir.display());
+    } else {
+        println!("Data: PostgreSQL at storage.url");
+    }
+    let bus = if config.nats.url.is_empty() { "the journal itself" } else { "NATS JetStream at nats.url" };
+    println!("Feed: {bus}");
+    println!("HTTP: {}", config.http.listen);
+    Ok(())
+}

@@ -1,0 +1,83 @@
+//! `annals tenant`
+
+use annals_domain::ids::TenantId;
+use annals_domain::tenant::TenantSettings;
+use anyhow::bail;
+use clap::{Args, Subcommand};
+
+use super::{open, operator};
+use crate::config::Config;
+
+/// What to do with tenants.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Makes a tenant.
+    Create {
+        /// Its slug: 1 to 32 of a-z, 0-9 and '-'.
+        tenant: TenantId,
+        #[command(flatten)]
+        settings: Settings,
+    },
+    /// Sets a tenant's switches; what is not named goes back to its default.
+    Set {
+        /// Its slug.
+        tenant: TenantId,
+        #[command(flatten)]
+        settings: Settings,
+    },
+    /// Lists the tenants with their switches.
+    List,
+}
+
+/// A tenant's switches.
+#[derive(Debug, Args)]
+pub struct Settings {
+    /// `externalId` is unique per resource type and connection.
+    #[arg(long)]
+    external_id_unique: bool,
+    /// Group `displayName` is unique.
+    #[arg(long)]
+    group_name_unique: bool,
+    /// Members may name what does not exist.
+    #[arg(long)]
+    dangling_members: bool,
+    /// The bus carries sealed bodies.
+    #[arg(long)]
+    sealed_bus: bool,
+}
+
+impl From<Settings> for TenantSettings {
+    fn from(s: Settings) -> TenantSettings {
+        TenantSettings {
+            external_id_unique: s.external_id_unique,
+            group_name_unique: s.group_name_unique,
+            dangling_members: s.dangling_members,
+            sealed_bus: s.sealed_bus,
+        }
+    }
+}
+
+/// Runs it.
+pub async fn run(config: &Config, command: Command) -> anyhow::Result<()> {
+    let store = open(config).await?;
+    match command {
+        Command::Create { tenant, settings } => {
+            store.create_tenant(&tenant, settings.into(), operator()).await?;
+            println!("Tenant {tenant} was made. Next: annals connection create {tenant} <name> --profile entra");
+        }
+        Command::Set { tenant, settings } => {
+            if store.tenant(&tenant).await?.is_none() {
+                bail!("tenant {tenant} does not exist: see `annals tenant list`");
+            }
+            store.set_tenant_settings(&tenant, settings.into(), operator()).await?;
+            println!("Tenant {tenant} was changed; other processes notice within five seconds.");
+        }
+        Command::List => {
+            for tenant in store.tenants().await? {
+                println!("{}\t{}", tenant.id, serde_json::to_string(&tenant.settings)?);
+            }
+        }
+    }
+    store.close().await;
+    Ok(())
+}
