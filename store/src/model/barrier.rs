@@ -1,0 +1,63 @@
+//! Read-your-writes for every query (D3): an answer is never older than the tenant's last event at the
+//! time of the question.
+
+use std::time::Duration;
+
+use annals_domain::ids::{Position, TenantId};
+use tokio::time::Instant;
+
+use super::{Pointer, Slot, pointer};
+use crate::Store;
+use crate::backend::{Area, Tx, sql};
+use crate::error::{Result, StoreError};
+use crate::wake::Topic;
+
+/// When a client that met a lagging projector may come back, in seconds.
+const RETRY_AFTER_S: u64 = 2;
+
+/// A snapshot of the live read model that has all of a tenant's events.
+pub(super) struct Snapshot {
+    pub(super) tx: Tx,
+    pub(super) slot: Slot,
+}
+
+impl Store {
+    /// Opens the read model once it has reached the tenant's present head.
+    pub(super) async fn model_snapshot(&self, tenant: &TenantId, timeout: Duration) -> Result<Snapshot> {
+        let deadline = Instant::now() + timeout;
+        let (epoch, head) = self.tenant_head(tenant).await?;
+        // Subscribed before the first look, so that no wake-up falls between a look and the wait.
+        let mut woken = self.wakes().subscribe(Topic::Model);
+        loop {
+            woken.mark_unchanged();
+            let mut tx = self.backend().begin_read(Area::Model).await?;
+            // Pointer and checkpoint come from the very snapshot that will answer: what a process
+            // remembers is a hint, as a crash may rewind the read model.
+            let Pointer { live, journal_epoch, checkpoint, .. } = pointer(&mut tx).await?;
+            if journal_epoch == epoch && checkpoint >= head {
+                return Ok(Snapshot { tx, slot: live });
+            }
+            tx.rollback().await?;
+            if Instant::now() >= deadline {
+                return Err(StoreError::Busy {
+                    what: "waiting for the read model",
+                    retry_after_s: RETRY_AFTER_S,
+                });
+            }
+            let next = (Instant::now() + self.limits().poll_interval).min(deadline);
+            tokio::select! {
+                _ = woken.changed() => {}
+                () = tokio::time::sleep_until(next) => {}
+            }
+        }
+    }
+
+    /// The journal's epoch and the tenant's last position, in one look.
+    async fn tenant_head(&self, tenant: &TenantId) -> Result<(i64, Position)> {
+        let select = sql("SELECT m.epoch, COALESCE(h.position, 0) FROM journal.meta m \
+             LEFT JOIN journal.tenant_head h ON h.tenant = $1 WHERE m.id = 1");
+        let row = self.backend().fetch_optional(Area::Journal, select.bind(tenant)).await?;
+        let row = row.ok_or_else(|| StoreError::corrupt("the journal's meta row", "it is missing"))?;
+        Ok((row.int(0)?, row.int(1)?))
+    }
+}

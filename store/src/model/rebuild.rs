@@ -1,0 +1,531 @@
+//! Rebuilding the read model beside the live one (D11).
+//!
+//! A run clears the idle slot, copies state rows and links from *one* snapshot of the journal, whose
+//! counter row is where it starts to follow (two snapshots would lose members), catches up, compares,
+//! and changes the pointer. Each page is fenced by the run's row, so a later run ends an earlier one. A
+//! run that stops while it copies starts over, as its snapshot is gone; one that stops later goes on.
+//! Live projection never waits for any of it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use annals_domain::ids::{Position, ResourceId};
+use annals_domain::tenant::is_administrative;
+use serde_json::Value;
+
+use super::apply::{Change, Entity, Key, PAGE_EVENTS_MAX, Place, lock, numbered, park_rows, poisonous};
+use super::{INDEX_FORMAT, MEMBERS, ModelApplied, Slot, pointer};
+use crate::Store;
+use crate::backend::{Area, Col, Row, Rows, Tx, sql};
+use crate::error::{Result, StoreError};
+use crate::journal::append::tenant_id;
+use crate::journal::read::{STATE_COLUMNS, StateRow};
+use crate::wake::Topic;
+
+/// Rows cleared from each table in one step.
+const CLEARED_PER_STEP_MAX: i64 = 20_000;
+/// State rows copied in one step.
+const STATES_PER_STEP_MAX: i64 = 1_000;
+/// Links copied in one step.
+const LINKS_PER_STEP_MAX: usize = 10_000;
+/// Entities compared in full before a switch.
+const SAMPLE_MAX: usize = 256;
+/// Tables of a slot with their keys.
+const TABLES: [(&str, &str); 4] = [
+    ("attribute", "tenant, id, path, element, ordinal"),
+    ("link", "tenant, attribute, from_id, to_id"),
+    ("parked", "tenant, id"),
+    ("resource", "tenant, id"),
+];
+
+/// A rebuild in progress. Dropped, it stops where it is and never becomes live.
+pub struct RebuildRun {
+    id: String,
+    slot: Slot,
+    epoch: i64,
+    phase: Phase,
+    /// A uniform sample of what was copied.
+    sample: Vec<Key>,
+    copied: u64,
+}
+
+impl fmt::Debug for RebuildRun {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RebuildRun").field("id", &self.id).field("slot", &self.slot).finish_non_exhaustive()
+    }
+}
+
+enum Phase {
+    Clearing,
+    Copying(Copying),
+    Following,
+}
+
+struct Copying {
+    snapshot: Tx,
+    start: Position,
+    /// Last state row copied; `None` once all are.
+    states_after: Option<(String, String)>,
+    /// Last link copied: tenant, from, to.
+    links_after: (String, String, String),
+}
+
+/// What a step of copying came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Copied {
+    /// Rows cleared or copied.
+    pub rows: usize,
+    /// Everything is copied; now it can catch up.
+    pub finished: bool,
+}
+
+/// What a step of catching up came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CaughtUp {
+    /// Events applied.
+    pub applied: usize,
+    /// Events the journal is ahead.
+    pub behind: i64,
+}
+
+/// What an attempt to go live came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Switched {
+    /// The rebuilt slot is live; the generation.
+    Live(i64),
+    /// The journal is more than a page ahead: catch up first.
+    Behind,
+    /// It is not what the journal says; the reason, without values. The next run starts over.
+    Different(String),
+}
+
+impl Store {
+    /// Begins a rebuild, or goes on with one that has copied everything. An earlier run that is still at
+    /// work ends with its next page.
+    pub async fn rebuild_begin(&self) -> Result<RebuildRun> {
+        let epoch = self.head().await?.epoch;
+        let id = self.entropy().uuid_v7(self.now()).hyphenated().to_string();
+        let mut tx = self.backend().begin_write(Area::Model).await?;
+        let (live, _) = lock(&mut tx, Place::Live).await?;
+        let slot = live.other();
+        let select = sql("SELECT b.phase, b.journal_epoch, b.index_format, b.slot FROM model.rebuild b \
+             WHERE b.id = 1 {for_update}");
+        let goes_on = match tx.fetch_optional(select).await? {
+            Some(row) => {
+                row.text(0)? == "following"
+                    && row.int(1)? == epoch
+                    && row.int(2)? == INDEX_FORMAT
+                    && row.text(3)? == slot.letter()
+            }
+            None => false,
+        };
+        let upsert = sql("INSERT INTO model.rebuild (id, run, slot, phase, journal_epoch, index_format) \
+             VALUES (1, $1, $2, $3, $4, $5) ON CONFLICT (id) DO UPDATE SET run = excluded.run, \
+             slot = excluded.slot, phase = excluded.phase, journal_epoch = excluded.journal_epoch, \
+             index_format = excluded.index_format")
+        .bind(&id)
+        .bind(slot.letter())
+        .bind(if goes_on { "following" } else { "copying" })
+        .bind(epoch)
+        .bind(INDEX_FORMAT);
+        tx.execute(upsert).await?;
+        tx.commit().await?;
+        tracing::info!(run = id, goes_on, "a rebuild of the read model begins");
+        let phase = if goes_on { Phase::Following } else { Phase::Clearing };
+        Ok(RebuildRun { id, slot, epoch, phase, sample: Vec::new(), copied: 0 })
+    }
+
+    /// Does one bounded piece of clearing and copying.
+    pub async fn rebuild_copy(&self, run: &mut RebuildRun) -> Result<Copied> {
+        match &mut run.phase {
+            Phase::Following => return Ok(Copied { rows: 0, finished: true }),
+            Phase::Clearing => {
+                let mut tx = self.backend().begin_write(Area::Model).await?;
+                tx.commit_lazily().await?;
+                lock(&mut tx, Place::Rebuild(&run.id)).await?;
+                let rows = clear(&mut tx, run.slot).await?;
+                tx.commit().await?;
+                if rows > 0 {
+                    return Ok(Copied { rows, finished: false });
+                }
+                run.phase = Phase::Copying(self.open_snapshot(run.epoch).await?);
+            }
+            Phase::Copying(_) => {}
+        }
+        let Phase::Copying(copying) = &mut run.phase else { return Ok(Copied { rows: 0, finished: false }) };
+        let place = Place::Rebuild(&run.id);
+        if let Some((tenant, id)) = &copying.states_after {
+            let select = sql(format!(
+                "SELECT {STATE_COLUMNS} FROM journal.state s WHERE (s.tenant, s.id) > ($1, $2) \
+                 ORDER BY s.tenant, s.id LIMIT $3"
+            ));
+            let select = select.bind(tenant).bind(id).bind(STATES_PER_STEP_MAX);
+            let rows = copying.snapshot.fetch_all(select).await?;
+            copying.states_after = match rows.last() {
+                Some(last) => Some((last.text(0)?, last.text(1)?)),
+                None => None,
+            };
+            let mut states = self.open_state_rows(rows).await?;
+            states.retain(|state| !is_administrative(&state.resource_type));
+            self.copy_states(place, &states).await?;
+            for state in &states {
+                run.copied += 1;
+                self.sample(&mut run.sample, run.copied, (state.tenant.clone(), state.id.clone()));
+            }
+            return Ok(Copied { rows: states.len(), finished: false });
+        }
+        let (tenant, from, to) = &copying.links_after;
+        let select = sql("SELECT l.tenant, l.from_id, l.to_id FROM journal.link l \
+             WHERE l.attribute = $1 AND (l.tenant, l.attribute, l.from_id, l.to_id) > ($2, $1, $3, $4) \
+             ORDER BY l.tenant, l.attribute, l.from_id, l.to_id LIMIT $5");
+        let select = select.bind(MEMBERS).bind(tenant).bind(from).bind(to).bind(LINKS_PER_STEP_MAX);
+        let links = copying.snapshot.fetch_all(select).await?;
+        if let Some(last) = links.last() {
+            copying.links_after = (last.text(0)?, last.text(1)?, last.text(2)?);
+        }
+        let finished = links.len() < LINKS_PER_STEP_MAX;
+        self.copy_links(place, &links, finished.then_some(copying.start)).await?;
+        if finished {
+            run.phase = Phase::Following;
+        }
+        Ok(Copied { rows: links.len(), finished })
+    }
+
+    /// Applies the next page of events to the rebuilt slot. Poison is parked as in the live one.
+    pub async fn rebuild_catch_up(&self, run: &mut RebuildRun) -> Result<CaughtUp> {
+        let at = self.rebuild_position(run).await?;
+        let events = self.read_events(at, PAGE_EVENTS_MAX).await?;
+        let at = match self.project(Place::Rebuild(&run.id), at, &events).await? {
+            ModelApplied::Advanced(position) => position,
+            ModelApplied::Lost { actual } => actual,
+        };
+        Ok(CaughtUp { applied: events.len(), behind: self.head().await?.position - at })
+    }
+
+    /// Brings the rebuilt slot to one position of the journal, compares it with a fresh snapshot of that
+    /// position, and makes it live.
+    pub async fn rebuild_compare_and_switch(&self, run: &mut RebuildRun) -> Result<Switched> {
+        let mut snapshot = self.backend().begin_read(Area::Journal).await?;
+        let (target, epoch) = counter(&mut snapshot).await?;
+        let at = self.rebuild_position(run).await?;
+        let different = if epoch != run.epoch || at > target {
+            Some("the journal was restored meanwhile".to_owned())
+        } else {
+            let missing = usize::try_from(target - at).unwrap_or(usize::MAX);
+            if missing > PAGE_EVENTS_MAX {
+                return Ok(Switched::Behind);
+            }
+            let events = self.read_events(at, missing).await?;
+            match self.project(Place::Rebuild(&run.id), at, &events).await? {
+                ModelApplied::Advanced(position) if position == target => {}
+                _ => return Ok(Switched::Behind),
+            }
+            self.difference(run, &mut snapshot).await?
+        };
+        snapshot.rollback().await?;
+
+        let mut tx = self.backend().begin_write(Area::Model).await?;
+        lock(&mut tx, Place::Live).await?;
+        lock(&mut tx, Place::Rebuild(&run.id)).await?;
+        if let Some(reason) = different {
+            // Not to be gone on with.
+            tx.execute(sql("UPDATE model.rebuild SET phase = 'copying' WHERE id = 1")).await?;
+            tx.commit().await?;
+            tracing::error!(run = run.id, reason, "the rebuilt read model differs from the journal");
+            return Ok(Switched::Different(reason));
+        }
+        let update = sql("UPDATE model.pointer SET live = $1, generation = generation + 1, \
+             journal_epoch = $2, index_format = $3 WHERE id = 1");
+        tx.execute(update.bind(run.slot.letter()).bind(run.epoch).bind(INDEX_FORMAT)).await?;
+        tx.execute(sql("DELETE FROM model.rebuild WHERE id = 1")).await?;
+        tx.notify(Topic::Model.channel(), "").await?;
+        let generation = pointer(&mut tx).await?.generation;
+        tx.commit().await?;
+        self.wakes().wake(Topic::Model);
+        tracing::info!(run = run.id, generation, "the rebuilt read model is live");
+        Ok(Switched::Live(generation))
+    }
+
+    /// Gives a rebuild up. What it has written is swept away later.
+    pub async fn rebuild_cancel(&self, run: RebuildRun) -> Result<()> {
+        let delete = sql("DELETE FROM model.rebuild WHERE id = 1 AND run = $1").bind(&run.id);
+        self.backend().execute(Area::Model, delete).await.map(drop)
+    }
+
+    /// Clears a piece of the slot that is neither live nor being rebuilt; 0 = it is empty. Old
+    /// generations must not keep what later events erase.
+    pub async fn model_sweep(&self) -> Result<usize> {
+        let mut tx = self.backend().begin_write(Area::Model).await?;
+        tx.commit_lazily().await?;
+        let (live, _) = lock(&mut tx, Place::Live).await?;
+        let running = tx.fetch_optional(sql("SELECT b.run FROM model.rebuild b WHERE b.id = 1")).await?;
+        let rows = if running.is_none() { clear(&mut tx, live.other()).await? } else { 0 };
+        tx.commit().await?;
+        Ok(rows)
+    }
+
+    async fn open_snapshot(&self, epoch: i64) -> Result<Copying> {
+        let mut snapshot = self.backend().begin_read(Area::Journal).await?;
+        let (start, now) = counter(&mut snapshot).await?;
+        if now != epoch {
+            return Err(StoreError::Busy { what: "the journal's epoch changed", retry_after_s: 1 });
+        }
+        let (states_after, links_after) = (Some(Default::default()), Default::default());
+        Ok(Copying { snapshot, start, states_after, links_after })
+    }
+
+    async fn rebuild_position(&self, run: &RebuildRun) -> Result<Position> {
+        let select = sql("SELECT c.position FROM model.checkpoint c WHERE c.slot = $1");
+        let row = self.backend().fetch_optional(Area::Model, select.bind(run.slot.letter())).await?;
+        row.map_or(Ok(0), |row| row.int(0))
+    }
+
+    /// Keeps a uniform sample of all that came by; this is the `n`th.
+    fn sample(&self, sample: &mut Vec<Key>, n: u64, key: Key) {
+        if sample.len() < SAMPLE_MAX {
+            sample.push(key);
+            return;
+        }
+        let mut random = [0u8; 8];
+        self.entropy().fill(&mut random);
+        let at = usize::try_from(u64::from_le_bytes(random) % n).unwrap_or(usize::MAX);
+        if let Some(place) = sample.get_mut(at) {
+            *place = key;
+        }
+    }
+
+    /// Writes a page of states; where the page fails, each alone, and parks those that fail.
+    async fn copy_states(&self, place: Place<'_>, states: &[StateRow]) -> Result<()> {
+        match self.copy_page(place, states).await {
+            Err(error) if poisonous(&error) => {}
+            result => return result,
+        }
+        for state in states {
+            match self.copy_page(place, std::slice::from_ref(state)).await {
+                Err(error) if poisonous(&error) => {
+                    tracing::error!(id = %state.id, %error, "a state cannot be copied; the entity is parked");
+                    let mut tx = self.backend().begin_write(Area::Model).await?;
+                    let (slot, _) = lock(&mut tx, place).await?;
+                    let key = (state.tenant.clone(), state.id.clone());
+                    let reason = format!("copying its state failed: {error}");
+                    park_rows(&mut tx, slot, &[(key, state.position)], &reason, false).await?;
+                    tx.commit().await?;
+                }
+                result => result?,
+            }
+        }
+        Ok(())
+    }
+
+    async fn copy_page(&self, place: Place<'_>, states: &[StateRow]) -> Result<()> {
+        loop {
+            let mut change = Change::default();
+            for state in states {
+                let key = (state.tenant.clone(), state.id.clone());
+                let entity = Entity::of_state(state);
+                change.rows.push((key.clone(), Vec::new(), self.rows_of(&entity)?));
+                change.entities.push((key, entity));
+            }
+            let mut tx = self.backend().begin_write(Area::Model).await?;
+            tx.commit_lazily().await?;
+            let (slot, _) = lock(&mut tx, place).await?;
+            let paths = self.paths(&mut tx, &change.keys()).await?;
+            let unknown = change.unknown(&paths);
+            if unknown.is_empty() {
+                change.write(&mut tx, slot, &paths).await?;
+                return tx.commit().await;
+            }
+            tx.rollback().await?;
+            // Ends: the registry has a bounded number of keys, and each is numbered once.
+            self.add_paths(&unknown).await?;
+        }
+    }
+
+    /// Writes a page of links; with the last one the slot begins to follow from `start`.
+    async fn copy_links(&self, place: Place<'_>, links: &[Row], start: Option<Position>) -> Result<()> {
+        let mut rows = Rows::new(&[("tenant", Col::Text), ("from_id", Col::Text), ("to_id", Col::Text)]);
+        for link in links {
+            rows.push(vec![link.text(0)?.into(), link.text(1)?.into(), link.text(2)?.into()]);
+        }
+        let mut tx = self.backend().begin_write(Area::Model).await?;
+        let (slot, _) = lock(&mut tx, place).await?;
+        if !rows.is_empty() {
+            let insert = slot.sql(
+                "INSERT INTO model.link_@ (tenant, attribute, from_id, to_id) \
+                 SELECT r.tenant, $1, r.from_id, r.to_id FROM {rows} WHERE true ON CONFLICT DO NOTHING",
+            );
+            tx.execute(insert.bind(MEMBERS).rows(rows)).await?;
+        }
+        if let Some(start) = start {
+            let update = sql("UPDATE model.checkpoint SET position = $1 WHERE slot = $2");
+            tx.execute(update.bind(start).bind(slot.letter())).await?;
+            tx.execute(sql("UPDATE model.rebuild SET phase = 'following' WHERE id = 1")).await?;
+        }
+        tx.commit().await
+    }
+
+    /// How the rebuilt slot differs from the journal's snapshot of the same position, if it does.
+    async fn difference(&self, run: &mut RebuildRun, journal: &mut Tx) -> Result<Option<String>> {
+        let mut model = self.backend().begin_read(Area::Model).await?;
+        let slot = run.slot;
+        let wanted = counts(
+            journal
+                .fetch_all(sql(
+                    "SELECT s.resource_type, COUNT(*) FROM journal.state s GROUP BY s.resource_type",
+                ))
+                .await?,
+        )?;
+        let select =
+            slot.sql("SELECT m.resource_type, COUNT(*) FROM model.resource_@ m GROUP BY m.resource_type");
+        let found = counts(model.fetch_all(select).await?)?;
+        let select = slot.sql(
+            "SELECT COUNT(*) FROM model.parked_@ p WHERE NOT EXISTS \
+             (SELECT 1 FROM model.resource_@ m WHERE m.tenant = p.tenant AND m.id = p.id)",
+        );
+        let parked = one_count(&mut model, select).await?;
+        let (wanted_sum, found_sum): (i64, i64) = (wanted.values().sum(), found.values().sum());
+        if wanted_sum != found_sum + parked || (parked == 0 && wanted != found) {
+            return Ok(Some(format!(
+                "the journal has {wanted_sum} entities, the read model {found_sum} and {parked} parked"
+            )));
+        }
+
+        let links = |link: &str, entity: &str| {
+            format!(
+                "SELECT COUNT(*) FROM {link} l WHERE l.attribute = $1 AND NOT EXISTS \
+                 (SELECT 1 FROM {entity} g WHERE g.tenant = l.tenant AND g.id = l.from_id AND g.deleted = 1)"
+            )
+        };
+        let wanted = one_count(journal, sql(links("journal.link", "journal.state")).bind(MEMBERS)).await?;
+        let select = slot.sql(&links("model.link_@", "model.resource_@")).bind(MEMBERS);
+        let found = one_count(&mut model, select).await?;
+        if wanted != found {
+            return Ok(Some(format!("the journal has {wanted} member links, the read model {found}")));
+        }
+
+        if run.sample.is_empty() {
+            // A run that was gone on with: the ends of the table instead.
+            for order in ["", " DESC"] {
+                let select = slot.sql(&format!(
+                    "SELECT m.tenant, m.id FROM model.resource_@ m ORDER BY m.tenant{order}, m.id{order} LIMIT $1"
+                ));
+                for row in model.fetch_all(select.bind(SAMPLE_MAX / 2)).await? {
+                    run.sample.push((tenant_id(&row.text(0)?)?, ResourceId::from_text(&row.text(1)?)));
+                }
+            }
+        }
+        let difference = self.sample_difference(run, journal, &mut model).await?;
+        model.rollback().await?;
+        Ok(difference)
+    }
+
+    async fn sample_difference(
+        &self,
+        run: &RebuildRun,
+        journal: &mut Tx,
+        model: &mut Tx,
+    ) -> Result<Option<String>> {
+        let keys: BTreeSet<&Key> = run.sample.iter().collect();
+        if keys.is_empty() {
+            return Ok(None);
+        }
+        let rows = || {
+            let mut rows = Rows::new(&[("tenant", Col::Text), ("id", Col::Text)]);
+            for (tenant, id) in &keys {
+                rows.push(vec![tenant.into(), id.into()]);
+            }
+            rows
+        };
+        let select = sql(format!(
+            "SELECT {STATE_COLUMNS} FROM {{rows}} CROSS JOIN journal.state s \
+             WHERE s.tenant = r.tenant AND s.id = r.id"
+        ));
+        let states = journal.fetch_all(select.rows(rows())).await?;
+        let states = self.open_state_rows(states).await?;
+
+        let select = run.slot.sql(
+            "SELECT r.tenant, r.id, m.version, m.position, m.document, p.position FROM {rows} \
+             LEFT JOIN model.resource_@ m ON m.tenant = r.tenant AND m.id = r.id \
+             LEFT JOIN model.parked_@ p ON p.tenant = r.tenant AND p.id = r.id",
+        );
+        let mut resources = BTreeMap::new();
+        for row in model.fetch_all(select.rows(rows())).await? {
+            resources.insert((row.text(0)?, row.text(1)?), row);
+        }
+        let select = run.slot.sql(
+            "SELECT a.tenant, a.id, a.path, a.element, a.ordinal, a.value, a.rest FROM {rows} \
+             CROSS JOIN model.attribute_@ a WHERE a.tenant = r.tenant AND a.id = r.id",
+        );
+        let mut attributes: BTreeMap<(String, String), BTreeMap<(i64, i64, i64), String>> = BTreeMap::new();
+        for row in model.fetch_all(select.rows(rows())).await? {
+            let value = row.text(5)? + row.opt_text(6)?.as_deref().unwrap_or_default();
+            let at = (row.int(2)?, row.int(3)?, row.int(4)?);
+            attributes.entry((row.text(0)?, row.text(1)?)).or_default().insert(at, value);
+        }
+
+        for state in &states {
+            let key = (state.tenant.as_str().to_owned(), state.id.as_str().to_owned());
+            let differs =
+                |what: &str| Ok(Some(format!("the {what} of {} in tenant {}", state.id, state.tenant)));
+            let Some(row) = resources.get(&key) else { return differs("row") };
+            let ahead = row.opt_int(3)?.is_some_and(|position| position > state.position);
+            if row.opt_int(5)?.is_some() || ahead {
+                // Parked, or repaired since the snapshot.
+                continue;
+            }
+            let entity = Entity::of_state(state);
+            if row.opt_int(2)? != Some(entity.version) {
+                return differs("version");
+            }
+            let document = row.opt_text(4)?.map(|text| serde_json::from_str::<Value>(&text)).transpose();
+            let document =
+                document.map_err(|e| StoreError::corrupt(format!("the row of {}", state.id), e))?;
+            if document != entity.document.clone().map(|d| Value::Object(d.0)) {
+                return differs("document");
+            }
+            let wanted = self.rows_of(&entity)?;
+            let names = wanted.iter().map(|row| row.key.clone()).collect();
+            let paths = self.paths(model, &names).await?;
+            let found = attributes.remove(&key).unwrap_or_default();
+            let wanted = numbered(&wanted, &paths);
+            if !found.iter().map(|(at, value)| (*at, value.as_str())).eq(wanted) {
+                return differs("attribute rows");
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Position and epoch of the journal, and with that the beginning of the transaction's snapshot.
+async fn counter(tx: &mut Tx) -> Result<(Position, i64)> {
+    let select = sql("SELECT c.position, m.epoch FROM journal.counter c CROSS JOIN journal.meta m \
+         WHERE c.id = 1 AND m.id = 1");
+    let row = tx.fetch_optional(select).await?;
+    let row = row.ok_or_else(|| StoreError::corrupt("the counter row", "it is missing"))?;
+    Ok((row.int(0)?, row.int(1)?))
+}
+
+async fn one_count(tx: &mut Tx, select: crate::backend::Sql) -> Result<i64> {
+    tx.fetch_optional(select).await?.map_or(Ok(0), |row| row.int(0))
+}
+
+/// Entities per type, administration left out.
+fn counts(rows: Vec<Row>) -> Result<BTreeMap<String, i64>> {
+    let counts = rows.iter().map(|row| Ok((row.text(0)?, row.int(1)?)));
+    let counts: Result<BTreeMap<String, i64>> = counts.collect();
+    Ok(counts?.into_iter().filter(|(name, _)| !is_administrative(name)).collect())
+}
+
+/// Deletes a bounded number of rows of each table. Readers that still have the slot as their live one
+/// keep their snapshot, so nothing is truncated.
+async fn clear(tx: &mut Tx, slot: Slot) -> Result<usize> {
+    let mut rows = 0;
+    for (table, key) in TABLES {
+        let delete = slot.sql(&format!(
+            "DELETE FROM model.{table}_@ WHERE ({key}) IN \
+             (SELECT {key} FROM model.{table}_@ ORDER BY {key} LIMIT $1)"
+        ));
+        rows += usize::try_from(tx.execute(delete.bind(CLEARED_PER_STEP_MAX)).await?).unwrap_or(usize::MAX);
+    }
+    Ok(rows)
+}
