@@ -26,7 +26,7 @@ use crate::scim::schema::{Registry, ResourceType};
 use crate::scim::{patch, schema::Attribute};
 
 /// What a client wants of a resource.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub enum Command {
     /// POST: the body as sent.
     Create {
@@ -57,6 +57,19 @@ pub enum Command {
     },
     /// DELETE.
     Delete,
+}
+
+/// Says what, and not with which values: a body may hold a password.
+impl std::fmt::Debug for Command {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (name, id) = match self {
+            Command::Create { id, .. } => ("Create", Some(id)),
+            Command::Replace { id, .. } => ("Replace", Some(id)),
+            Command::Patch { id, .. } => ("Patch", Some(id)),
+            Command::Delete => ("Delete", None),
+        };
+        f.debug_struct(name).field("id", &id).finish_non_exhaustive()
+    }
 }
 
 /// What an aggregate needs to know of its tenant to decide.
@@ -300,9 +313,8 @@ pub fn change_events(changes: &[Change]) -> Vec<Event> {
 pub fn member_events(mut removed: Vec<ResourceId>, mut added: Vec<ResourceId>) -> Vec<Event> {
     removed.sort();
     added.sort();
-    let removals = removed
-        .chunks(MEMBERS_PER_EVENT_MAX)
-        .map(|ids| Event::MembersRemoved { members: ids.to_vec() });
+    let removals =
+        removed.chunks(MEMBERS_PER_EVENT_MAX).map(|ids| Event::MembersRemoved { members: ids.to_vec() });
     let additions =
         added.chunks(MEMBERS_PER_EVENT_MAX).map(|ids| Event::MembersAdded { members: ids.to_vec() });
     removals.chain(additions).collect()

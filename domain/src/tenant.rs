@@ -1,6 +1,7 @@
 //! Administration as events: tenants, connections, tokens and apps (D8, D13).
 //!
-//! These entities live in the same journal as SCIM resources and use the same [`Event`]s; only their
+//! These entities live in the same journal as SCIM resources and use the same
+//! [`Event`](crate::event::Event)s; only their
 //! content is typed here. They are no resources: no endpoint serves them, no read model holds them.
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};

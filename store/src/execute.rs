@@ -128,6 +128,7 @@ impl Store {
         {
             return Ok(done);
         }
+        self.pace(&request.tenant).await;
         let deadline =
             tokio::time::Instant::now() + request.deadline.unwrap_or(self.limits().execute_timeout);
         loop {
@@ -168,6 +169,7 @@ impl Store {
                 Ok(Attempt::Done(Executed { state, changed: true, replayed: true, position: receipt.last }))
             }
             Ok(receipt) => {
+                self.inner.pacer.wrote(&tenant, receipt.last);
                 let executed = executed(&tenant, stream, &receipt, decided.document, decided.before);
                 Ok(Attempt::Done(executed))
             }

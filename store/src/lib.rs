@@ -15,6 +15,7 @@ pub mod tenants;
 
 mod bus_epoch;
 mod execute;
+mod pace;
 mod wake;
 
 use std::sync::Arc;
@@ -95,6 +96,7 @@ struct Inner {
     registry: Arc<Registry>,
     model: model::ModelCache,
     tenants: tenants::TenantCache,
+    pacer: pace::Pacer,
 }
 
 impl std::fmt::Debug for Store {
@@ -132,6 +134,7 @@ impl Store {
                 registry: Registry::standard(),
                 model: model::ModelCache::default(),
                 tenants: tenants::TenantCache::default(),
+                pacer: pace::Pacer::default(),
             }),
         })
     }
