@@ -1,0 +1,128 @@
+//! What the handlers share: the store, and every bound of the HTTP surface.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use annals_store::Store;
+use tokio::sync::Semaphore;
+
+use crate::auth::Rates;
+
+/// Bounds and switches of the HTTP surface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ApiOptions {
+    /// Where clients reach the server, such as `https://scim.example.com`, without `/scim/v2`. None: the
+    /// request's own `Host`.
+    pub base_url: Option<String>,
+    /// Whether `X-Forwarded-Proto` and `X-Forwarded-Host` are believed. Only behind a proxy that sets them.
+    pub trust_forwarded: bool,
+    /// Whether URIs begin with `https` when neither `base_url` nor a trusted header says so.
+    pub https: bool,
+    /// Largest request body, in bytes (SE-013).
+    pub body_bytes_max: usize,
+    /// Largest body of PUT and PATCH on a resource type with members, in bytes (SE-013).
+    pub group_body_bytes_max: usize,
+    /// Deepest nesting of objects and arrays in a body, at most 127. The resources of RFC 7643 need 4.
+    pub json_depth_max: usize,
+    /// Requests served at once; more are answered 503 at once, without a queue.
+    pub requests_in_flight_max: usize,
+    /// How long a client may take to send a body.
+    pub body_timeout: Duration,
+    /// How long a write may be tried again when others change the same resource.
+    pub write_timeout: Duration,
+    /// How long a query waits for the read model to catch up (D3).
+    pub search_timeout: Duration,
+    /// Resources on a page if the client names no `count` (PG-003).
+    pub page_resources_default: usize,
+    /// Most resources on a page: `filter.maxResults` (PG-004).
+    pub page_resources_max: usize,
+    /// Whether ServiceProviderConfig, ResourceTypes and Schemas are readable without a token (DI-004).
+    pub discovery_public: bool,
+    /// Requests a second that one token may make; 0 = no limit (SE-013).
+    pub token_requests_per_second_max: u32,
+}
+
+impl Default for ApiOptions {
+    fn default() -> ApiOptions {
+        ApiOptions {
+            base_url: None,
+            trust_forwarded: false,
+            https: false,
+            body_bytes_max: 1024 * 1024,
+            group_body_bytes_max: 10 * 1024 * 1024,
+            json_depth_max: 64,
+            requests_in_flight_max: 1_024,
+            body_timeout: Duration::from_secs(30),
+            write_timeout: Duration::from_secs(10),
+            search_timeout: Duration::from_secs(2),
+            page_resources_default: 100,
+            page_resources_max: 200,
+            discovery_public: true,
+            token_requests_per_second_max: 0,
+        }
+    }
+}
+
+/// Whether the process wants requests. The lifecycle module says so; the store is asked besides.
+#[derive(Clone, Debug, Default)]
+pub struct Readiness {
+    stopping: Arc<AtomicBool>,
+}
+
+impl Readiness {
+    /// Wants requests until told otherwise.
+    pub fn new() -> Readiness {
+        Readiness::default()
+    }
+
+    /// From now on `/health/ready` answers 503, so that load balancers look elsewhere; requests are still
+    /// served.
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the process is on its way out.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed)
+    }
+}
+
+/// Renders the process's metrics in the text format of Prometheus.
+pub type RenderMetrics = Arc<dyn Fn() -> String + Send + Sync>;
+
+/// What every handler has. Cheap to clone.
+#[derive(Clone)]
+pub struct App {
+    /// The storage.
+    pub store: Store,
+    /// Bounds and switches.
+    pub options: Arc<ApiOptions>,
+    /// Whether the process wants requests.
+    pub readiness: Readiness,
+    pub(crate) metrics: Option<RenderMetrics>,
+    pub(crate) slots: Arc<Semaphore>,
+    pub(crate) rates: Arc<Rates>,
+}
+
+impl App {
+    /// An application without `/metrics`.
+    pub fn new(store: Store, options: ApiOptions, readiness: Readiness) -> App {
+        let slots = Arc::new(Semaphore::new(options.requests_in_flight_max.min(Semaphore::MAX_PERMITS)));
+        let rates = Arc::new(Rates::new(options.token_requests_per_second_max));
+        App { store, options: Arc::new(options), readiness, metrics: None, slots, rates }
+    }
+
+    /// The same, answering `/metrics` with what `render` returns.
+    #[must_use]
+    pub fn with_metrics(mut self, render: RenderMetrics) -> App {
+        self.metrics = Some(render);
+        self
+    }
+}
+
+impl std::fmt::Debug for App {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("App").field("options", &self.options).finish_non_exhaustive()
+    }
+}

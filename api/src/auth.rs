@@ -1,0 +1,292 @@
+//! Who speaks: from the bearer token to a [`Principal`], and what it may do (SE-003 to SE-006, D13).
+//!
+//! The token alone decides the tenant. A tenant in the path must be the token's own; any other is 404, as
+//! if it did not exist.
+
+use std::collections::BTreeSet;
+use std::ops::Deref;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use annals_domain::clock::Timestamp;
+use annals_domain::event::{Actor, Cause};
+use annals_domain::ids::{ResourceId, TenantId};
+use annals_domain::scim::dialect::{Dialect, Profile, Quirk};
+use annals_domain::scim::schema::ResourceType;
+use annals_domain::tenant::Scope;
+use annals_store::tenants::{Authentication, Principal};
+use axum::extract::FromRequestParts;
+use axum::http::header::AUTHORIZATION;
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, StatusCode};
+use secrecy::SecretString;
+
+use crate::app::App;
+use crate::error::{ApiError, AuthError, Result};
+use crate::extract::{Query, base_of, path_param};
+use crate::layers::{RequestContext, Respelt};
+
+/// Longest token that is looked up, in bytes. Ours are far shorter.
+const TOKEN_BYTES_MAX: usize = 4_096;
+
+/// A client whose token is valid, and the request's circumstances.
+#[derive(Clone, Debug)]
+pub(crate) struct Caller {
+    /// Who.
+    pub(crate) principal: Arc<Principal>,
+    /// The absolute URI in front of `/Users`.
+    pub(crate) base: Arc<str>,
+    context: Arc<RequestContext>,
+}
+
+impl Caller {
+    /// The tenant.
+    pub(crate) fn tenant(&self) -> &TenantId {
+        &self.principal.tenant
+    }
+
+    /// The client profile.
+    pub(crate) fn profile(&self) -> Profile {
+        self.principal.connection.profile
+    }
+
+    /// A dialect for this request.
+    pub(crate) fn dialect(&self) -> Dialect {
+        Dialect::new(self.profile())
+    }
+
+    /// Whether the letter of the RFCs holds.
+    pub(crate) fn is_strict(&self) -> bool {
+        self.profile() == Profile::Strict
+    }
+
+    /// Who acts, for events.
+    pub(crate) fn actor(&self) -> Actor {
+        Actor::connection(&self.principal.connection.id)
+    }
+
+    /// Why, for events.
+    pub(crate) fn cause(&self, operation: &str, quirks: &BTreeSet<Quirk>) -> Cause {
+        Cause {
+            request_id: self.context.id.clone(),
+            traceparent: self.context.traceparent.clone(),
+            operation: operation.to_owned(),
+            profile: Some(self.profile().to_string()),
+            quirks: quirks.iter().map(ToString::to_string).collect(),
+            bulk_index: None,
+        }
+    }
+
+    /// Whether two groups may not have the same name.
+    pub(crate) fn group_name_unique(&self) -> bool {
+        self.principal.settings.group_name_unique || self.profile().group_name_unique()
+    }
+
+    /// The URI of a resource.
+    pub(crate) fn location(&self, resource_type: &ResourceType, id: &ResourceId) -> String {
+        format!("{}{}/{id}", self.base, resource_type.endpoint)
+    }
+}
+
+macro_rules! caller_with {
+    ($(#[$doc:meta])* $name:ident, $scope:expr) => {
+        $(#[$doc])*
+        pub(crate) struct $name(pub(crate) Caller);
+
+        impl Deref for $name {
+            type Target = Caller;
+            fn deref(&self) -> &Caller {
+                &self.0
+            }
+        }
+
+        impl FromRequestParts<App> for $name {
+            type Rejection = ApiError;
+            async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self> {
+                let caller = authenticate(parts, app).await?.ok_or_else(no_credentials)?;
+                if !caller.principal.scopes.contains(&$scope) {
+                    return Err(insufficient($scope).into());
+                }
+                Ok($name(caller))
+            }
+        }
+    };
+}
+
+caller_with! {
+    /// A client that may read.
+    Reader, Scope::Read
+}
+caller_with! {
+    /// A client that may change.
+    Writer, Scope::Write
+}
+
+/// Anybody, or a client with a valid token: an invalid one is refused even where none is needed (DI-004).
+pub(crate) struct Visitor {
+    /// The client, if it showed a token.
+    pub(crate) caller: Option<Caller>,
+    /// The absolute URI in front of `/Users`.
+    pub(crate) base: Arc<str>,
+}
+
+impl FromRequestParts<App> for Visitor {
+    type Rejection = ApiError;
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self> {
+        let caller = authenticate(parts, app).await?;
+        if caller.is_none() && !app.options.discovery_public {
+            return Err(no_credentials());
+        }
+        let base = match &caller {
+            Some(caller) => caller.base.clone(),
+            None => base_of(parts, &app.options).await?,
+        };
+        Ok(Visitor { caller, base })
+    }
+}
+
+/// The client of a request; `None` if it shows no credentials at all.
+async fn authenticate(parts: &mut Parts, app: &App) -> Result<Option<Caller>> {
+    let query = Query::of(parts);
+    if query.has("access_token") {
+        // RFC 6750 §2.3 allows it, but URIs end up in logs (SE-005).
+        let detail = "a token must stand in the Authorization header, never in the URI";
+        return Err(invalid_request(detail));
+    }
+    let Some(token) = bearer(&parts.headers)? else { return Ok(None) };
+    let principal = match app.store.authenticate(&token).await? {
+        Authentication::Valid(principal) => principal,
+        Authentication::Expired => return Err(invalid_token("the token has expired")),
+        Authentication::Unknown => return Err(invalid_token("the token is not known or was revoked")),
+    };
+    let context = parts.extensions.get::<Arc<RequestContext>>().cloned().unwrap_or_default();
+    // A second extractor of the same request brings the same principal.
+    let first = context.principal.set(principal.clone()).is_ok();
+    if let Some(tenant) = path_param(parts, "tenant").await
+        && tenant != principal.tenant.as_str()
+    {
+        return Err(ApiError::not_found("no such tenant"));
+    }
+    if principal.connection.profile == Profile::Strict && parts.extensions.get::<Respelt>().is_some() {
+        return Err(ApiError::not_found("no such path; upper and lower case differ"));
+    }
+    if first {
+        app.rates.take(&principal, app.store.now())?;
+    }
+    let base = base_of(parts, &app.options).await?;
+    Ok(Some(Caller { principal, base, context }))
+}
+
+/// The token of `Authorization: Bearer …`. Anything else in that header is no credentials of ours.
+fn bearer(headers: &HeaderMap) -> Result<Option<SecretString>> {
+    let mut values = headers.get_all(AUTHORIZATION).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    if values.next().is_some() {
+        return Err(invalid_request("Authorization is given more than once"));
+    }
+    let unusable = || {
+        ApiError::Auth(AuthError {
+            status: StatusCode::UNAUTHORIZED,
+            error: None,
+            detail: "Authorization must be: Bearer, a blank, and a token",
+            scope: None,
+        })
+    };
+    let text = value.to_str().map_err(|_| unusable())?.trim();
+    let (scheme, token) = text.split_once(' ').ok_or_else(unusable)?;
+    let token = token.trim_start();
+    if !scheme.eq_ignore_ascii_case("bearer") || token.is_empty() {
+        return Err(unusable());
+    }
+    if token.len() > TOKEN_BYTES_MAX || !token.bytes().all(is_token_byte) {
+        return Err(invalid_token("the token is malformed"));
+    }
+    Ok(Some(SecretString::from(token.to_owned())))
+}
+
+/// The characters of `b64token` (RFC 6750 §2.1).
+fn is_token_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-._~+/=".contains(&byte)
+}
+
+pub(crate) fn no_credentials() -> ApiError {
+    ApiError::Auth(AuthError {
+        status: StatusCode::UNAUTHORIZED,
+        error: None,
+        detail: "a bearer token is needed in the Authorization header",
+        scope: None,
+    })
+}
+
+fn invalid_token(detail: &'static str) -> ApiError {
+    metrics::counter!("annals_auth_failures_total").increment(1);
+    ApiError::Auth(AuthError {
+        status: StatusCode::UNAUTHORIZED,
+        error: Some("invalid_token"),
+        detail,
+        scope: None,
+    })
+}
+
+fn invalid_request(detail: &'static str) -> ApiError {
+    ApiError::Auth(AuthError {
+        status: StatusCode::BAD_REQUEST,
+        error: Some("invalid_request"),
+        detail,
+        scope: None,
+    })
+}
+
+fn insufficient(scope: Scope) -> AuthError {
+    AuthError {
+        status: StatusCode::FORBIDDEN,
+        error: Some("insufficient_scope"),
+        detail: "the token is valid but may not do this",
+        scope: Some(scope.as_str()),
+    }
+}
+
+/// Tokens whose rate is remembered at once.
+const RATES_MAX: u64 = 10_000;
+
+/// How many requests each token may still make: a bucket per token that fills with time. A bucket is
+/// touched by valid tokens only, so nobody can empty another's (SE-010).
+pub(crate) struct Rates {
+    per_second: u32,
+    buckets: moka::sync::Cache<(TenantId, String), Arc<Mutex<Bucket>>>,
+}
+
+struct Bucket {
+    /// Thousandths of a request.
+    milli: i64,
+    filled: Timestamp,
+}
+
+impl Rates {
+    /// `per_second` 0 = no limit.
+    pub(crate) fn new(per_second: u32) -> Rates {
+        Rates { per_second, buckets: moka::sync::Cache::new(RATES_MAX) }
+    }
+
+    /// Takes one request out of the token's bucket; it holds those of one second.
+    fn take(&self, principal: &Principal, now: Timestamp) -> Result<()> {
+        if self.per_second == 0 {
+            return Ok(());
+        }
+        let full = i64::from(self.per_second) * 1000;
+        let key = (principal.tenant.clone(), principal.token_id.clone());
+        let bucket = self.buckets.get_with(key, || Arc::new(Mutex::new(Bucket { milli: full, filled: now })));
+        let mut bucket = bucket.lock().unwrap_or_else(PoisonError::into_inner);
+        let elapsed_ms = now.0.saturating_sub(bucket.filled.0).clamp(0, 1000);
+        bucket.milli = (bucket.milli + elapsed_ms * i64::from(self.per_second)).min(full);
+        bucket.filled = now;
+        if bucket.milli < 1000 {
+            return Err(ApiError::Later {
+                status: StatusCode::TOO_MANY_REQUESTS,
+                retry_after_s: 1,
+                detail: "this token makes too many requests",
+            });
+        }
+        bucket.milli -= 1000;
+        Ok(())
+    }
+}
