@@ -100,8 +100,8 @@ pub struct NatsConfig {
     pub credentials_file: PathBuf,
     /// How long the stream keeps events, in hours; history stays in the journal.
     pub retention_hours: u64,
-    /// Most bytes the stream keeps; -1 = no bound.
-    pub bytes_max: i64,
+    /// Most bytes the stream keeps; the server reserves as much.
+    pub stream_bytes_max: u64,
     /// Copies of the stream in a NATS cluster.
     pub replicas: usize,
 }
@@ -113,7 +113,7 @@ impl Default for NatsConfig {
             stream: "ANNALS_EV".to_owned(),
             credentials_file: PathBuf::new(),
             retention_hours: 7 * 24,
-            bytes_max: -1,
+            stream_bytes_max: 1024 * 1024 * 1024,
             replicas: 1,
         }
     }

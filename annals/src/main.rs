@@ -13,7 +13,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use commands::{app, audit, connection, deliveries, doctor, events, load, rebuild, serve, tenant};
+use commands::{app, audit, bench, connection, deliveries, doctor, events, rebuild, serve, tenant};
 use config::Config;
 
 /// An event-sourced SCIM 2.0 service with a message bus.
@@ -67,8 +67,9 @@ enum Command {
     /// Proof that history was not touched.
     #[command(subcommand)]
     Audit(audit::Command),
-    /// Measures durable creates over HTTP beside a bare handler (docs/performance.md).
-    Bench(load::Args),
+    /// Measures what is claimed about speed (docs/performance.md).
+    #[command(subcommand)]
+    Bench(bench::Command),
 }
 
 #[tokio::main]
@@ -108,7 +109,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Events(command) => events::run(&config, command).await?,
         Command::Rebuild => rebuild::run(&config).await?,
         Command::Audit(command) => return audit::run(&config, command).await,
-        Command::Bench(args) => load::run(&config, args).await?,
+        Command::Bench(command) => bench::run(&config, command).await?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -6,7 +6,7 @@ pub mod connection;
 pub mod deliveries;
 pub mod doctor;
 pub mod events;
-pub mod load;
+pub mod bench;
 pub mod rebuild;
 pub mod serve;
 pub mod tenant;

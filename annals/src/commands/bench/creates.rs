@@ -1,4 +1,4 @@
-//! `annals bench`: durable creates over HTTP, beside a bare handler on the same database.
+//! `annals bench creates`: durable creates over HTTP, beside a bare handler on the same database.
 //!
 //! Both are measured in one run, in turns, so that what else the machine does hits both alike. The bare
 //! handler only writes the same JSON in a group-commit transaction; what it is faster by is the price of
@@ -10,28 +10,22 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use annals_api::{App, Readiness};
-use annals_domain::event::Actor;
-use annals_domain::ids::{ConnectionId, TenantId};
-use annals_domain::scim::dialect::Profile;
-use annals_domain::tenant::{Connection, Scope, TenantSettings};
 use annals_store::Store;
 use annals_store::bench::BareWriter;
-use anyhow::{Context, bail};
+use anyhow::bail;
 use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::post;
-use secrecy::ExposeSecret;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
 use crate::config::Config;
+use super::client::{Connection, quantile_ms};
+use super::{open_empty, spawn, tenant, user_body};
 use crate::lifecycle::Lifecycle;
-use crate::telemetry::{OsEntropy, SystemClock};
 use crate::wiring;
 
-/// Options of the benchmark.
+/// Options.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     /// Seconds of load on each of the two, in all.
@@ -51,7 +45,7 @@ struct Load {
     requests: u64,
     errors: u64,
     seconds: f64,
-    latencies_us: Vec<u32>,
+    latencies: Vec<Duration>,
 }
 
 impl Load {
@@ -59,28 +53,17 @@ impl Load {
         if self.seconds > 0.0 { self.requests as f64 / self.seconds } else { 0.0 }
     }
 
-    fn percentile_ms(&mut self, p: f64) -> f64 {
-        self.latencies_us.sort_unstable();
-        let last = self.latencies_us.len().saturating_sub(1);
-        let at = (last as f64 * p).round() as usize;
-        self.latencies_us.get(at).map_or(0.0, |us| f64::from(*us) / 1_000.0)
-    }
-
     fn add(&mut self, other: Load) {
         self.requests += other.requests;
         self.errors += other.errors;
         self.seconds += other.seconds;
-        self.latencies_us.extend(other.latencies_us);
+        self.latencies.extend(other.latencies);
     }
 }
 
 /// Runs it against the configured storage, which must be empty: it leaves users behind.
 pub async fn run(config: &Config, args: Args) -> anyhow::Result<()> {
-    let store = config.open_store(Arc::new(SystemClock), Arc::new(OsEntropy)).await?;
-    store.migrate().await?;
-    if store.head().await?.position > 0 {
-        bail!("the benchmark leaves users behind: point it at an empty database or folder");
-    }
+    let store = open_empty(config).await?;
     let token = tenant(&store).await?;
     let mut lifecycle = Lifecycle::new()?;
     wiring::start_parts(&mut lifecycle, config, &store, true, true).await?;
@@ -108,7 +91,7 @@ pub async fn run(config: &Config, args: Args) -> anyhow::Result<()> {
     println!("{place}, {bus}, {} connections, {} s each", args.connections, args.seconds);
     println!("handler\trequests\terrors\tper second\tp50 ms\tp99 ms");
     for (name, load) in [("bare", &mut theirs), ("annals", &mut ours)] {
-        let (p50, p99) = (load.percentile_ms(0.5), load.percentile_ms(0.99));
+        let (p50, p99) = (quantile_ms(&mut load.latencies, 0.5), quantile_ms(&mut load.latencies, 0.99));
         let rate = load.per_second();
         println!("{name}\t{}\t{}\t{rate:.0}\t{p50:.2}\t{p99:.2}", load.requests, load.errors);
     }
@@ -121,27 +104,6 @@ pub async fn run(config: &Config, args: Args) -> anyhow::Result<()> {
     lifecycle.wait().await;
     store.close().await;
     Ok(())
-}
-
-async fn tenant(store: &Store) -> anyhow::Result<String> {
-    let actor = Actor::system("bench");
-    let (tenant, connection) = (TenantId::new("bench")?, ConnectionId::new("idp")?);
-    store.create_tenant(&tenant, TenantSettings::default(), actor.clone()).await?;
-    let entity = Connection { id: connection.clone(), profile: Profile::Generic };
-    store.create_connection(&tenant, entity, actor.clone()).await?;
-    let token = store.issue_token(&tenant, &connection, vec![Scope::Read, Scope::Write], None, actor).await?;
-    Ok(token.secret.expose_secret().to_owned())
-}
-
-async fn spawn(router: Router) -> anyhow::Result<SocketAddr> {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
-    let address = listener.local_addr()?;
-    tokio::spawn(async move {
-        if let Err(error) = axum::serve(listener, router).await {
-            tracing::error!(%error, "the benchmark's server failed");
-        }
-    });
-    Ok(address)
 }
 
 async fn bare_create(State(writer): State<BareWriter>, body: String) -> StatusCode {
@@ -218,20 +180,6 @@ async fn load(
     sum
 }
 
-/// A user as a directory sends it: a name, two addresses, a department.
-fn body(prefix: &str, n: u64) -> String {
-    format!(
-        "{{\"schemas\":[\"urn:ietf:params:scim:schemas:core:2.0:User\",\
-         \"urn:ietf:params:scim:schemas:extension:enterprise:2.0:User\"],\
-         \"userName\":\"{prefix}n{n}@bench.test\",\"externalId\":\"{prefix}-{n}\",\"active\":true,\
-         \"displayName\":\"Bench User {n}\",\"title\":\"Engineer\",\
-         \"name\":{{\"givenName\":\"Bench\",\"familyName\":\"User {n}\"}},\
-         \"emails\":[{{\"value\":\"{prefix}n{n}@bench.test\",\"type\":\"work\",\"primary\":true}}],\
-         \"urn:ietf:params:scim:schemas:extension:enterprise:2.0:User\":\
-         {{\"employeeNumber\":\"{n}\",\"department\":\"R&D\"}}}}"
-    )
-}
-
 /// One keep-alive connection, one request after the other.
 async fn client(
     address: SocketAddr,
@@ -240,45 +188,13 @@ async fn client(
     prefix: &str,
     over: &AtomicBool,
 ) -> anyhow::Result<Load> {
-    let mut stream = TcpStream::connect(address).await.context("connecting")?;
-    stream.set_nodelay(true)?;
+    let mut connection = Connection::open(address, token).await?;
     let mut load = Load::default();
-    let mut answer = Vec::with_capacity(8 * 1024);
     while !over.load(Ordering::Relaxed) {
-        let body = body(prefix, load.requests);
-        let request = format!(
-            "POST {path} HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {token}\r\n\
-             Content-Type: application/scim+json\r\nContent-Length: {}\r\n\r\n{body}",
-            body.len()
-        );
-        let begun = Instant::now();
-        stream.write_all(request.as_bytes()).await?;
-        let status = read_answer(&mut stream, &mut answer).await?;
-        load.latencies_us.push(u32::try_from(begun.elapsed().as_micros()).unwrap_or(u32::MAX));
+        let (status, took) = connection.send("POST", path, &user_body(prefix, load.requests)).await?;
+        load.latencies.push(took);
         load.requests += 1;
         load.errors += u64::from(status != 201);
     }
     Ok(load)
-}
-
-/// Reads one answer with a Content-Length; returns its status.
-async fn read_answer(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> anyhow::Result<u16> {
-    buffer.clear();
-    loop {
-        if let Some(end) = buffer.windows(4).position(|w| w == b"\r\n\r\n") {
-            let head = std::str::from_utf8(&buffer[..end]).context("the answer's head")?.to_ascii_lowercase();
-            let status = head.get(9..12).and_then(|s| s.parse().ok()).context("the answer's status")?;
-            let length = head.lines().find_map(|line| line.strip_prefix("content-length:"));
-            let length: usize = length.map_or(Ok(0), |l| l.trim().parse()).context("the answer's length")?;
-            while buffer.len() < end + 4 + length {
-                if stream.read_buf(buffer).await? == 0 {
-                    bail!("the connection ended within an answer");
-                }
-            }
-            return Ok(status);
-        }
-        if stream.read_buf(buffer).await? == 0 {
-            bail!("the connection ended");
-        }
-    }
 }

@@ -1,0 +1,122 @@
+//! From the configuration to running parts.
+
+use std::path::Path;
+use std::time::Duration;
+
+use annals_api::ApiOptions;
+use annals_bus::{Feed, JetStreamFeed, JournalFeed, Nats, NatsOptions, Progress};
+use annals_projector::{Projector, Relay};
+use annals_store::Store;
+use annals_workers::{Deliverer, Janitor, Planner, WorkerOptions};
+use anyhow::Context;
+
+use crate::config::Config;
+use crate::lifecycle::{Lifecycle, Step};
+
+/// Starts the relay and the projector, and the planner, the deliverer and the janitor.
+pub async fn start_parts(
+    lifecycle: &mut Lifecycle,
+    config: &Config,
+    store: &Store,
+    projector: bool,
+    worker: bool,
+) -> anyhow::Result<()> {
+    let nats = connect_nats(config).await?;
+    let owner = owner(store);
+    if projector {
+        if let Some(nats) = &nats {
+            lifecycle.drive("relay", RelayPart(Relay::new(store.clone(), nats.clone(), owner.clone())));
+        }
+        let feed = feed(store, nats.as_ref(), "projector");
+        lifecycle.drive("projector", ProjectorPart(Projector::new(store.clone(), feed)));
+        lifecycle.drive("janitor", JanitorPart(Janitor::new(store.clone())));
+    }
+    if worker {
+        let feed = feed(store, nats.as_ref(), "planner");
+        lifecycle.drive("planner", PlannerPart(Planner::new(store.clone(), feed)));
+        let options = WorkerOptions {
+            owner,
+            allow_private: config.workers.allow_private,
+            concurrency_max: config.workers.concurrency_max,
+            request_timeout: config.request_timeout(),
+            ..WorkerOptions::default()
+        };
+        let deliverer = Deliverer::new(store.clone(), options).context("preparing deliveries")?;
+        lifecycle.drive("deliverer", DelivererPart(deliverer, store.clone()));
+    }
+    Ok(())
+}
+
+/// A name for leases: no two processes have the same.
+fn owner(store: &Store) -> String {
+    let id = store.entropy().uuid_v7(store.now());
+    format!("{}-{}", std::process::id(), id.simple())
+}
+
+/// Connects to NATS, if there is one.
+pub async fn connect_nats(config: &Config) -> anyhow::Result<Option<Nats>> {
+    if config.nats.url.is_empty() {
+        return Ok(None);
+    }
+    let file = &config.nats.credentials_file;
+    let options = NatsOptions {
+        servers: config.nats.url.split(',').map(|url| url.trim().to_owned()).collect(),
+        stream: config.nats.stream.clone(),
+        credentials_file: (file != Path::new("")).then(|| file.clone()),
+        retention: Duration::from_secs(config.nats.retention_hours * 3_600),
+        stream_bytes_max: config.nats.stream_bytes_max,
+        replicas: config.nats.replicas,
+        ..NatsOptions::default()
+    };
+    Ok(Some(Nats::connect(options).await.context("connecting to nats.url")?))
+}
+
+fn feed(store: &Store, nats: Option<&Nats>, name: &str) -> Feed {
+    match nats {
+        Some(nats) => Feed::JetStream(JetStreamFeed::new(store.clone(), nats.clone(), name)),
+        None => Feed::Journal(JournalFeed::new(store.clone())),
+    }
+}
+
+/// The HTTP surface's bounds and switches.
+pub fn api_options(config: &Config) -> ApiOptions {
+    let base_url = config.http.base_url.trim_end_matches('/');
+    ApiOptions {
+        base_url: (!base_url.is_empty()).then(|| base_url.to_owned()),
+        trust_forwarded: config.http.trust_forwarded,
+        requests_in_flight_max: config.http.requests_max,
+        ..ApiOptions::default()
+    }
+}
+
+macro_rules! parts {
+    ($($name:ident($part:ty);)*) => {$(
+        struct $name($part);
+        impl Step for $name {
+            async fn step(&mut self) -> anyhow::Result<Progress> {
+                Ok(self.0.step().await?)
+            }
+        }
+    )*};
+}
+
+parts! {
+    RelayPart(Relay);
+    ProjectorPart(Projector);
+    PlannerPart(Planner);
+    JanitorPart(Janitor);
+}
+
+/// The deliverer, woken when lanes become due.
+struct DelivererPart(Deliverer, Store);
+
+impl Step for DelivererPart {
+    async fn step(&mut self) -> anyhow::Result<Progress> {
+        Ok(self.0.step().await?)
+    }
+
+    async fn woken(&self) {
+        self.1.lanes_woken().await;
+    }
+}
+
