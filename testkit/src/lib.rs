@@ -2,12 +2,16 @@
 //!
 //! Real servers run as child processes ([`postgres`], [`nats`], [`process`]), downstream applications are
 //! scriptable ([`downstream`]), time and chance are moved by hand or drawn from a seed ([`clock`]), and
-//! [`scim`] speaks to whichever of them serves SCIM.
+//! [`scim`] speaks to whichever of them serves SCIM. [`cluster`] is a whole running system in one line;
+//! [`load`] writes to it and remembers what was acknowledged; [`checkers`] prove what must hold afterwards.
 
+pub mod checkers;
 pub mod child;
 pub mod clock;
+pub mod cluster;
 pub mod downstream;
 pub mod http;
+pub mod load;
 pub mod nats;
 pub mod postgres;
 pub mod process;
