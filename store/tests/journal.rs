@@ -200,6 +200,7 @@ contract! {
     a_put_replaces_the_members
     oversized_changes_are_refused
     halted_journals_refuse_writes
+    an_erased_person_cannot_be_read_by_anyone
 }
 
 async fn a_create_is_durable_and_sealed(f: Fixture) {
@@ -596,4 +597,28 @@ async fn halted_journals_refuse_writes(f: Fixture) {
     let error = create(&f.store, "User", json!({"userName": "a"})).await.unwrap_err();
     assert!(matches!(&error, StoreError::Halted(reason) if reason.contains("ahead")), "{error:?}");
     assert_eq!(f.store.head().await.unwrap().halted.as_deref(), Some("the stream is ahead of the journal"));
+}
+
+async fn an_erased_person_cannot_be_read_by_anyone(f: Fixture) {
+    let store = &f.store;
+    let body = json!({"userName": "ines", "title": "Secret Title", "password": "hunter2-hunter2"});
+    let id = create(store, "User", body).await.unwrap().state.id;
+    let kept = user(store, "bo").await;
+    let crew = group(store, "crew", &[&id, &kept]).await;
+    store.erase(&acme(), &id, Actor::system("test")).await.unwrap();
+    store.erase(&acme(), &id, Actor::system("test")).await.unwrap();
+    let other = f.another().await;
+    let events = other.read_stream(&acme(), &id, 0, 100).await.unwrap();
+    let kinds: Vec<&str> = events.iter().map(|e| e.kind.as_str()).collect();
+    assert_eq!(kinds, ["user.created", "user.password_set", "user.deleted", "user.erased"]);
+    assert_eq!(events[0].body, Body::Erased);
+    assert!(other.state(&acme(), &id).await.unwrap().unwrap().deleted);
+    assert_eq!(member_ids(&other, &crew).await, [kept.clone()].into_iter().collect());
+    assert!(other.find_by_lookup(&acme(), "User", LookupKind::UserName, "ines").await.unwrap().is_empty());
+    assert_eq!(other.state(&acme(), &kept).await.unwrap().unwrap().document().unwrap().0["userName"], "bo");
+    let nobody = store.erase(&acme(), &ResourceId::from_text("nobody"), Actor::system("test")).await;
+    assert!(matches!(nobody, Err(StoreError::Refused(error)) if error.status == 404));
+    let nothing = store.erase(&acme(), &crew, Actor::system("test")).await;
+    assert!(matches!(nothing, Err(StoreError::Refused(error)) if error.status == 400));
+    assert_sound(store).await;
 }

@@ -408,6 +408,8 @@ impl Batch {
             (Expect::Fresh, _) | (Expect::Absent, None) => {}
             (Expect::Absent, Some(_)) => return Err(Rejection::Exists),
             (_, None) => return Err(Rejection::Gone),
+            (Expect::Deleted, Some(head)) if head.deleted => {}
+            (Expect::Deleted, Some(_)) => return Err(Rejection::Moved),
             (_, Some(head)) if head.deleted || head.resource_type != write.stream.resource_type => {
                 return Err(Rejection::Gone);
             }
@@ -829,8 +831,8 @@ impl Batch {
                  SELECT r.tenant, r.id, r.resource_type, r.version, r.created, r.modified, r.position, \
                  r.key_id, r.document, r.deleted FROM {rows} WHERE true \
                  ON CONFLICT (tenant, id) DO UPDATE SET version = excluded.version, \
-                 modified = excluded.modified, position = excluded.position, key_id = excluded.key_id, \
-                 document = excluded.document, deleted = excluded.deleted")
+                 modified = excluded.modified, position = excluded.position, \
+                 key_id = COALESCE(excluded.key_id, state.key_id), document = excluded.document, deleted = excluded.deleted")
                 .rows(whole);
             tx.execute(upsert).await?;
         }

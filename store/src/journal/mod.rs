@@ -5,6 +5,7 @@
 //! nothing was touched.
 
 pub(crate) mod append;
+mod erase;
 mod janitor;
 pub mod read;
 pub mod verify;
@@ -61,6 +62,8 @@ pub(crate) enum Expect {
     Version(Version),
     /// Any version, but alive: a delta alone (D4).
     Alive,
+    /// Only its tombstone is left.
+    Deleted,
 }
 
 /// An event that has no position yet.
