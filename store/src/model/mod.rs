@@ -83,9 +83,10 @@ pub struct ModelHealth {
     pub generation: i64,
     /// Entities whose rows are old, as an event of theirs could not be applied: `degraded` (D11).
     pub parked: i64,
-    /// The rows belong to another journal epoch or another build: queries fail or may be incomplete
-    /// until they are rebuilt.
+    /// The rows belong to another journal epoch or were indexed by another build.
     pub rebuild_needed: bool,
+    /// The rows belong to this journal epoch; otherwise every query waits for the rebuild.
+    pub answers: bool,
 }
 
 /// The pointer row.
@@ -147,6 +148,7 @@ impl Store {
             checkpoint: pointer.checkpoint,
             generation: pointer.generation,
             parked,
+            answers: pointer.journal_epoch == epoch,
             rebuild_needed: pointer.journal_epoch != epoch || pointer.index_format != INDEX_FORMAT,
         })
     }

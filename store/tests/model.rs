@@ -1,0 +1,1283 @@
+//! The read model's contract: one suite, run on SQLite and on PostgreSQL.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::time::Duration;
+
+use annals_domain::clock::{Clock, Entropy, Timestamp};
+use annals_domain::event::{Actor, Body, Cause, Event, Recorded, StreamId};
+use annals_domain::ids::{ConnectionId, Position, ResourceId, TenantId};
+use annals_domain::resource::Command;
+use annals_domain::scim::dialect::{Dialect, Profile};
+use annals_domain::scim::filter::{Bound, Budget, Context, Subject, bind, matches, parse};
+use annals_domain::scim::resource::{Change, Document};
+use annals_domain::scim::schema::ENTERPRISE_USER;
+use annals_domain::tenant::TenantSettings;
+use annals_domain::view::{IndexRow, index_rows};
+use annals_store::model::{ModelApplied, Search, SearchPage, Switched};
+use annals_store::{Database, IfMatch, Limits, Request, RootKey, Store, StoreError, StoreOptions};
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestCaseError, TestRunner};
+use serde_json::{Value, json};
+use sqlx::{Connection as _, Executor as _};
+use uuid::Uuid;
+
+struct TestClock(AtomicI64);
+impl Clock for TestClock {
+    fn now(&self) -> Timestamp {
+        Timestamp(self.0.load(Ordering::SeqCst))
+    }
+}
+
+/// Distinct, repeatable bytes: splitmix64 over a counter.
+struct Counter(AtomicU64);
+impl Entropy for Counter {
+    fn fill(&self, bytes: &mut [u8]) {
+        for chunk in bytes.chunks_mut(8) {
+            let mut z = self.0.fetch_add(0x9E37_79B9_7F4A_7C15, Ordering::SeqCst);
+            z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+            z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+            chunk.copy_from_slice(&(z ^ (z >> 31)).to_le_bytes()[..chunk.len()]);
+        }
+    }
+}
+
+struct Fixture {
+    store: Store,
+    clock: Arc<TestClock>,
+    database: Database,
+    _dir: Option<tempfile::TempDir>,
+}
+
+impl Fixture {
+    async fn sqlite() -> Fixture {
+        let dir = tempfile::tempdir().unwrap();
+        Fixture::open(Database::Sqlite { dir: dir.path().to_owned() }, Some(dir)).await
+    }
+
+    async fn postgres() -> Fixture {
+        let url = annals_testkit::postgres::shared().await.create_database().await.unwrap();
+        Fixture::open(Database::Postgres { url, connections_max: 8 }, None).await
+    }
+
+    async fn open(database: Database, dir: Option<tempfile::TempDir>) -> Fixture {
+        let clock = Arc::new(TestClock(AtomicI64::new(1_767_225_600_000)));
+        let store = open(&database, clock.clone(), 1).await;
+        store.migrate().await.unwrap();
+        Fixture { store, clock, database, _dir: dir }
+    }
+
+    /// A second process on the same data.
+    async fn another(&self) -> Store {
+        open(&self.database, self.clock.clone(), 0x5EED).await
+    }
+
+    /// Runs a statement on the read model behind the store's back.
+    async fn meddle(&self, sqlite: &str, postgres: &str) {
+        match &self.database {
+            Database::Sqlite { dir } => {
+                let url = format!("sqlite://{}", dir.join("model.db").display());
+                let mut connection = sqlx::SqliteConnection::connect(&url).await.unwrap();
+                connection.execute(sqlite).await.unwrap();
+                connection.close().await.unwrap();
+            }
+            Database::Postgres { url, .. } => {
+                let mut connection = sqlx::PgConnection::connect(url).await.unwrap();
+                connection.execute(postgres).await.unwrap();
+                connection.close().await.unwrap();
+            }
+        }
+    }
+
+    /// Makes the database refuse a title of `poison`, whatever the event.
+    async fn poison(&self) {
+        self.meddle(
+            "CREATE TRIGGER poison BEFORE INSERT ON attribute_a WHEN new.value = 'poison' \
+             BEGIN SELECT RAISE(ABORT, 'poison'); END; \
+             CREATE TRIGGER poison_b BEFORE INSERT ON attribute_b WHEN new.value = 'poison' \
+             BEGIN SELECT RAISE(ABORT, 'poison'); END",
+            "ALTER TABLE model.attribute_a ADD CONSTRAINT poison CHECK (value <> 'poison'); \
+             ALTER TABLE model.attribute_b ADD CONSTRAINT poison CHECK (value <> 'poison')",
+        )
+        .await;
+    }
+
+    async fn cure(&self) {
+        self.meddle(
+            "DROP TRIGGER poison; DROP TRIGGER poison_b",
+            "ALTER TABLE model.attribute_a DROP CONSTRAINT poison; \
+             ALTER TABLE model.attribute_b DROP CONSTRAINT poison",
+        )
+        .await;
+    }
+}
+
+async fn open(database: &Database, clock: Arc<TestClock>, seed: u64) -> Store {
+    Store::open(StoreOptions {
+        database: database.clone(),
+        root_key: RootKey::from_bytes([7; 32]),
+        clock,
+        entropy: Arc::new(Counter(AtomicU64::new(seed))),
+        limits: Limits::default(),
+    })
+    .await
+    .unwrap()
+}
+
+fn acme() -> TenantId {
+    TenantId::new("acme").unwrap()
+}
+
+fn id(text: &str) -> ResourceId {
+    ResourceId::from_text(text)
+}
+
+fn ms(rfc3339: &str) -> Timestamp {
+    annals_domain::scim::fold::parse_datetime(rfc3339).unwrap()
+}
+
+fn document(value: Value) -> Document {
+    serde_json::from_value(value).unwrap()
+}
+
+/// Hand-made events in journal order, for tests that need no journal.
+struct Script {
+    tenant: TenantId,
+    position: Position,
+    versions: BTreeMap<ResourceId, i64>,
+    events: Vec<Recorded>,
+}
+
+impl Script {
+    fn new(tenant: TenantId, after: Position) -> Script {
+        Script { tenant, position: after, versions: BTreeMap::new(), events: Vec::new() }
+    }
+
+    fn push(&mut self, resource_type: &str, entity: &str, at: Timestamp, body: Body) -> &mut Script {
+        self.position += 1;
+        let entity = id(entity);
+        let version = self.versions.entry(entity.clone()).or_insert(0);
+        *version += 1;
+        let kind = match &body {
+            Body::Open(event) => event.kind(resource_type),
+            Body::Erased => format!("{}.changed", resource_type.to_lowercase()),
+        };
+        self.events.push(Recorded {
+            position: self.position,
+            event_id: Uuid::from_u128(self.position as u128),
+            commit_id: Uuid::from_u128(self.position as u128),
+            tenant: self.tenant.clone(),
+            stream: StreamId { resource_type: resource_type.to_owned(), id: entity },
+            version: *version,
+            kind,
+            schema_version: 1,
+            at,
+            actor: Actor::system("test"),
+            cause: Cause::default(),
+            previous_of_entity: 0,
+            previous_of_tenant: 0,
+            body,
+        });
+        self
+    }
+
+    fn event(&mut self, resource_type: &str, entity: &str, event: Event) -> &mut Script {
+        let at = Timestamp(1_767_225_600_000 + self.position);
+        self.push(resource_type, entity, at, Body::Open(event))
+    }
+
+    fn user(&mut self, entity: &str, content: Value) -> &mut Script {
+        self.event("User", entity, Event::Created { document: document(content) })
+    }
+
+    fn group(&mut self, entity: &str, name: &str, members: &[&str]) -> &mut Script {
+        self.event("Group", entity, Event::Created { document: document(json!({ "displayName": name })) });
+        if !members.is_empty() {
+            self.event(
+                "Group",
+                entity,
+                Event::MembersAdded { members: members.iter().map(|m| id(m)).collect() },
+            );
+        }
+        self
+    }
+
+    fn set(&mut self, entity: &str, path: &str, new: Value) -> &mut Script {
+        let changes = vec![Change { path: path.to_owned(), old: None, new: Some(new) }];
+        self.event("User", entity, Event::Changed { changes })
+    }
+
+    async fn apply(&mut self, store: &Store) {
+        let events = std::mem::take(&mut self.events);
+        let Some(first) = events.first() else { return };
+        let applied = store.model_apply(first.position - 1, &events).await.unwrap();
+        assert_eq!(applied, ModelApplied::Advanced(self.position));
+    }
+}
+
+fn bound(store: &Store, resource_type: &str, filter: &str, profile: Profile) -> Result<Bound, u16> {
+    let filter = parse(filter, Budget::default()).map_err(|e| e.status)?;
+    let rt = store.registry().resource_type(resource_type).unwrap();
+    bind(&filter, store.registry(), rt, Context::GET, &mut Dialect::new(profile)).map_err(|e| e.status)
+}
+
+fn search(store: &Store, tenant: &TenantId, resource_type: &str, filter: Option<Bound>) -> Search {
+    Search {
+        tenant: tenant.clone(),
+        resource_types: vec![store.registry().resource_type(resource_type).unwrap().clone()],
+        filter,
+        start_index: 1,
+        count: 100,
+        timeout: Duration::from_secs(2),
+    }
+}
+
+fn ids(page: &SearchPage) -> Vec<&str> {
+    page.found.iter().map(|found| found.id.as_str()).collect()
+}
+
+async fn find(store: &Store, resource_type: &str, filter: &str) -> Vec<String> {
+    let filter = bound(store, resource_type, filter, Profile::Generic).unwrap();
+    let page = store.search(&search(store, &acme(), resource_type, Some(filter))).await.unwrap();
+    assert_eq!(page.total as usize, page.found.len());
+    ids(&page).into_iter().map(str::to_owned).collect()
+}
+
+/// Each check is a function of a fixture; the macro runs it on every back end.
+macro_rules! contract {
+    ($($name:ident)*) => {
+        mod on_sqlite {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $name() { super::$name(super::Fixture::sqlite().await).await })*
+        }
+        mod on_postgres {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $name() { super::$name(super::Fixture::postgres().await).await })*
+        }
+    };
+}
+
+contract! {
+    the_filters_of_the_reference_find_what_they_should
+    a_page_is_applied_once_and_only_in_its_place
+    a_page_applied_again_changes_nothing
+    what_is_deleted_or_erased_is_found_no_more
+    long_values_are_compared_in_full
+    pages_are_counted_and_cut
+    members_and_groups_follow_links_and_no_dead_ends
+    references_compare_by_type_and_id
+    another_tenants_rows_are_invisible
+    a_query_waits_for_the_tenants_head
+    a_query_of_a_restored_journal_waits_for_its_rebuild
+    displays_are_as_written
+    poison_is_parked_alone_and_healed_by_redrive
+    a_parked_entity_heals_with_its_next_event
+    a_broken_row_is_repaired_from_the_state
+    an_unknown_type_stops_with_upgrade
+    a_rebuild_equals_the_live_model_and_loses_nothing
+    a_rebuild_goes_on_after_copying_and_ends_its_forerunner
+    a_rebuild_parks_what_it_cannot_copy
+    a_rebuild_that_differs_does_not_go_live
+    filters_agree_with_their_evaluation_in_memory
+}
+
+// ---- §7.2 of the requirements ----
+
+fn fixture() -> Script {
+    let mut script = Script::new(acme(), 0);
+    let user = |script: &mut Script, entity: &str, at: &str, content: Value| {
+        script.push("User", entity, ms(at), Body::Open(Event::Created { document: document(content) }));
+    };
+    user(
+        &mut script,
+        "u1",
+        "2026-01-10T08:00:00.000Z",
+        json!({
+            "externalId": "E-1", "userName": "Anna.Berg@Example.com",
+            "name": { "givenName": "Anna", "familyName": "Berg" }, "displayName": "Anna Berg",
+            "title": "Engineer", "userType": "Employee", "active": true,
+            "emails": [
+                { "value": "anna@work.test", "type": "work", "primary": true },
+                { "value": "anna@home.test", "type": "home" },
+            ],
+            "phoneNumbers": [{ "value": "+49 30 1", "type": "work" }],
+            ENTERPRISE_USER: { "employeeNumber": "42", "department": "R&D", "manager": { "value": "u2" } },
+        }),
+    );
+    user(
+        &mut script,
+        "u2",
+        "2026-02-01T00:00:00.000Z",
+        json!({
+            "externalId": "e-1", "userName": "bo", "displayName": "Bo", "userType": "Contractor",
+            "active": false, "emails": [{ "value": "bo@home.test", "type": "home" }],
+        }),
+    );
+    for _ in 2..=5 {
+        script.push("User", "u1", ms("2026-03-01T12:00:00.000Z"), Body::Open(Event::PasswordSet));
+    }
+    let u3 = json!({ "userName": "celik", "title": "", "active": true });
+    user(&mut script, "u3", "2026-03-05T09:00:00.000Z", u3);
+    script.group("g1", "Ops", &["u1", "u2"]).group("g2", "ops-admins", &["g1"]);
+    script
+}
+
+async fn the_filters_of_the_reference_find_what_they_should(f: Fixture) {
+    fixture().apply(&f.store).await;
+    let ent = ENTERPRISE_USER;
+    // Result, or the status in strict and in the generic profile.
+    let users: &[(&str, Result<&[&str], ()>)] = &[
+        (r#"userName eq "anna.berg@example.com""#, Ok(&["u1"])),
+        (r#"USERNAME Eq "ANNA.BERG@EXAMPLE.COM""#, Ok(&["u1"])),
+        (r#"urn:ietf:params:scim:schemas:core:2.0:User:userName sw "anna""#, Ok(&["u1"])),
+        (r#"externalId eq "E-1""#, Ok(&["u1"])),
+        (r#"externalId eq "e-1""#, Ok(&["u2"])),
+        ("title pr", Ok(&["u1"])),
+        ("not (title pr)", Ok(&["u2", "u3"])),
+        ("title eq null", Ok(&["u2"])),
+        (r#"title eq """#, Ok(&["u3"])),
+        (r#"title ne "Engineer""#, Ok(&["u2", "u3"])),
+        (r#"active eq true or userType eq "Contractor" and userType eq "Employee""#, Ok(&["u1", "u3"])),
+        (r#"(active eq true or userType eq "Contractor") and userType eq "Employee""#, Ok(&["u1"])),
+        ("not (active eq true)", Ok(&["u2"])),
+        ("not(active eq true)", Ok(&["u2"])),
+        ("not active eq true", Err(())),
+        ("active gt true", Err(())),
+        (r#"active co "tr""#, Err(())),
+        (r#"emails eq "anna@home.test""#, Ok(&["u1"])),
+        (r#"emails co "home.test""#, Ok(&["u1", "u2"])),
+        (r#"emails.type eq "work" and emails.value co "home""#, Ok(&["u1"])),
+        (r#"emails[type eq "work" and value co "home"]"#, Ok(&[])),
+        (r#"emails[type eq "work" and (value ew ".test" or primary eq false)]"#, Ok(&["u1"])),
+        (r#"emails[type eq "home"] and active eq false"#, Ok(&["u2"])),
+        (r#"emails[type eq "work"] or userName eq "bo""#, Ok(&["u1", "u2"])),
+        (r#"emails.type ne "work""#, Ok(&["u1", "u2", "u3"])),
+        (r#"not (emails.type eq "work")"#, Ok(&["u2", "u3"])),
+        ("emails pr", Ok(&["u1", "u2"])),
+        ("emails[primary eq true]", Ok(&["u1"])),
+        ("emails[primary eq false]", Ok(&["u1", "u2"])),
+        (r#"emails[type eq "work""#, Err(())),
+        (r#"emails[emails[type eq "work"]]"#, Err(())),
+        ("name pr", Ok(&["u1"])),
+        (r#"name eq "Anna""#, Err(())),
+        (r#"name.givenName sw "AN""#, Ok(&["u1"])),
+        (r#"meta.lastModified gt "2026-02-01T01:00:00+01:00""#, Ok(&["u1", "u3"])),
+        (r#"meta.lastModified ge "2026-02-01T01:00:00+01:00""#, Ok(&["u1", "u2", "u3"])),
+        (r#"meta.created gt "yesterday""#, Err(())),
+        (r#"meta.resourceType eq "user""#, Ok(&[])),
+        (r#"meta.resourceType eq "User""#, Ok(&["u1", "u2", "u3"])),
+        (r#"meta.version eq "W/\"5\"""#, Ok(&["u1"])),
+        (&format!(r#"schemas eq "{ent}""#), Ok(&["u1"])),
+        (&format!(r#"{ent}:manager.value eq "u2""#), Ok(&["u1"])),
+        (&format!(r#"{ent}:manager.value eq "U2""#), Ok(&[])),
+        (&format!(r#"{ent}:employeeNumber gt "5""#), Ok(&[])),
+        (&format!(r#"{ent}:employeeNumber ge "4""#), Ok(&["u1"])),
+        (r#"groups.value eq "g1""#, Ok(&["u1", "u2"])),
+        (r#"groups[value eq "g2" and type eq "indirect"]"#, Ok(&["u1", "u2"])),
+        (r#"groups[value eq "g2" and type eq "direct"]"#, Ok(&[])),
+        (r#"groups.display eq "OPS""#, Ok(&["u1", "u2"])),
+        ("groups pr", Ok(&["u1", "u2"])),
+        ("groups eq null", Ok(&["u3"])),
+        (r#"groups.value ne "g1""#, Ok(&["u1", "u2", "u3"])),
+        (r#"userName regex "a.*""#, Err(())),
+        ("userName eq", Err(())),
+        ("", Err(())),
+        (r#"userName eq "b\u006f""#, Ok(&["u2"])),
+        (r#"displayName eq "a\"b""#, Ok(&[])),
+        (r#"displayName co """#, Ok(&["u1", "u2"])),
+        (r#"userName eq "ａnna.berg@example.com""#, Ok(&["u1"])),
+        (r#"x509Certificates.value gt "AA""#, Err(())),
+        ("title gt null", Err(())),
+        (r#"foo eq "x""#, Err(())),
+        (r#"password eq "x""#, Err(())),
+        (r#"userName eq "nobody""#, Ok(&[])),
+        (r#"(((userName eq "bo")))"#, Ok(&["u2"])),
+        (r#"userName eq "x' OR '1'='1""#, Ok(&[])),
+        (r#"userName eq "bo\u0000" or userName gt "celi\u0000""#, Ok(&["u3"])),
+        (r#"id eq "u1""#, Ok(&["u1"])),
+        (r#"id eq "u1" and userName eq "bo""#, Ok(&[])),
+        (r#"id eq "u1" or userName eq "bo""#, Ok(&["u1", "u2"])),
+        (r#"nickName eq "never stored" or not (nickName pr)"#, Ok(&["u1", "u2", "u3"])),
+        (r#"ims[type eq "x"]"#, Ok(&[])),
+    ];
+    for (filter, expected) in users {
+        let found = match bound(&f.store, "User", filter, Profile::Generic) {
+            Ok(filter) => {
+                let page = f.store.search(&search(&f.store, &acme(), "User", Some(filter))).await.unwrap();
+                Ok(ids(&page).into_iter().map(str::to_owned).collect::<Vec<_>>())
+            }
+            Err(_) => Err(()),
+        };
+        assert_eq!(
+            found.as_deref(),
+            expected.map(|e| e.iter().map(|s| s.to_string()).collect::<Vec<_>>()).as_deref(),
+            "{filter}"
+        );
+    }
+    for (filter, expected) in [
+        (r#"active eq "True""#, ["u1", "u3"].as_slice()),
+        ("active eq FALSE", &["u2"]),
+        (r#"emails[type eq "work"].value eq "anna@work.test""#, &["u1"]),
+        (r#"emails[primary eq "True"]"#, &["u1"]),
+        (r#"id eq "u1" and manager eq "u2""#, &["u1"]),
+    ] {
+        assert!(bound(&f.store, "User", filter, Profile::Strict).is_err(), "{filter}");
+        let entra = bound(&f.store, "User", filter, Profile::Entra).unwrap();
+        let page = f.store.search(&search(&f.store, &acme(), "User", Some(entra))).await.unwrap();
+        assert_eq!(ids(&page), expected, "{filter}");
+    }
+    for (filter, expected) in [
+        (r#"displayName eq "OPS""#, ["g1"].as_slice()),
+        (r#"displayName sw "o""#, &["g1", "g2"]),
+        (r#"members eq "u1""#, &["g1"]),
+        (r#"members[value eq "u1"]"#, &["g1"]),
+        (r#"members.value eq "U1""#, &[]),
+        (r#"members.type eq "group""#, &["g2"]),
+        (r#"members[type eq "User" and display sw "anna"]"#, &["g1"]),
+        (r#"members.display eq null"#, &[]),
+        (r#"members.value ne "g1""#, &["g1"]),
+        (r#"not (members.value eq "g1")"#, &["g1"]),
+        (r#"groups.value eq "g2""#, &["g1"]),
+    ] {
+        match bound(&f.store, "Group", filter, Profile::Generic) {
+            Ok(_) => assert_eq!(find(&f.store, "Group", filter).await, expected, "{filter}"),
+            Err(_) => assert!(filter.starts_with("groups"), "{filter}"),
+        }
+    }
+    // On all types at once (F61, F62): what a type does not have has no value.
+    for (filter, expected) in [(r#"displayName sw "o""#, ["g1", "g2"].as_slice()), ("title pr", &["u1"])] {
+        let mut either = Vec::new();
+        let mut all = search(&f.store, &acme(), "User", None);
+        all.resource_types = f.store.registry().resource_types().cloned().collect();
+        for rt in &all.resource_types {
+            let parsed = parse(filter, Budget::default()).unwrap();
+            let context = Context::GET.root();
+            let mut dialect = Dialect::new(Profile::Generic);
+            let own = bind(&parsed, f.store.registry(), rt, context, &mut dialect).unwrap();
+            let target = annals_domain::scim::filter::Target::ResourceType;
+            let op = annals_domain::scim::filter::TestOp::Eq(rt.name.clone());
+            let of_type = Bound::Test(annals_domain::scim::filter::Test { target, op });
+            either.push(Bound::And(vec![of_type, own]));
+        }
+        all.filter = Some(Bound::Or(either));
+        assert_eq!(ids(&f.store.search(&all).await.unwrap()), expected, "{filter}");
+    }
+}
+
+// ---- applying ----
+
+async fn a_page_is_applied_once_and_only_in_its_place(f: Fixture) {
+    let mut script = Script::new(acme(), 0);
+    script.user("u1", json!({ "userName": "anna" })).user("u2", json!({ "userName": "bo" }));
+    let events = script.events.clone();
+    let lost = f.store.model_apply(3, &[]).await.unwrap();
+    assert_eq!(lost, ModelApplied::Advanced(3), "nothing to apply asks nothing");
+    assert!(f.store.model_apply(0, &events[1..]).await.is_err(), "a gap");
+    assert_eq!(f.store.model_apply(0, &events).await.unwrap(), ModelApplied::Advanced(2));
+    assert_eq!(f.store.model_apply(0, &events).await.unwrap(), ModelApplied::Lost { actual: 2 });
+    assert_eq!(f.store.model_checkpoint().await.unwrap(), 2);
+    let another = f.another().await;
+    assert_eq!(another.model_apply(1, &events[1..]).await.unwrap(), ModelApplied::Lost { actual: 2 });
+    assert_eq!(find(&another, "User", r#"userName sw "a""#).await, ["u1"]);
+    another.close().await;
+}
+
+async fn a_page_applied_again_changes_nothing(f: Fixture) {
+    let mut script = Script::new(acme(), 0);
+    script.user("u1", json!({ "userName": "anna", "title": "old" }));
+    script.set("u1", "title", json!("new")).user("u2", json!({ "userName": "bo" }));
+    script.group("g1", "Ops", &["u1", "u2"]);
+    script.event("Group", "g1", Event::MembersRemoved { members: vec![id("u2")] });
+    script.event("User", "u2", Event::Deleted);
+    let events = script.events.clone();
+    script.apply(&f.store).await;
+    for _ in 0..2 {
+        assert_eq!(find(&f.store, "User", r#"title eq "new""#).await, ["u1"]);
+        assert_eq!(find(&f.store, "User", r#"title eq "old""#).await, [] as [&str; 0]);
+        assert_eq!(find(&f.store, "User", "userName pr").await, ["u1"]);
+        assert_eq!(find(&f.store, "Group", r#"members.value eq "u1""#).await, ["g1"]);
+        assert_eq!(find(&f.store, "Group", r#"members.value eq "u2""#).await, [] as [&str; 0]);
+        let page = f.store.search(&search(&f.store, &acme(), "User", None)).await.unwrap();
+        let (u1, at) = (&page.found[0], events[1].at);
+        assert_eq!((u1.version, u1.modified, u1.created), (2, at, events[0].at));
+        f.meddle("UPDATE checkpoint SET position = 0", "UPDATE model.checkpoint SET position = 0").await;
+        for (n, event) in events.iter().enumerate() {
+            let applied = f.store.model_apply(n as i64, std::slice::from_ref(event)).await.unwrap();
+            assert_eq!(applied, ModelApplied::Advanced(event.position));
+        }
+    }
+}
+
+async fn what_is_deleted_or_erased_is_found_no_more(f: Fixture) {
+    let mut script = Script::new(acme(), 0);
+    for n in 1..=4 {
+        script.user(&format!("u{n}"), json!({ "userName": format!("user{n}"), "title": "Boss" }));
+    }
+    script.group("g1", "Ops", &["u1", "u2", "u3", "u4"]);
+    script.apply(&f.store).await;
+    assert_eq!(find(&f.store, "User", r#"title eq "boss""#).await.len(), 4);
+    script.event("User", "u1", Event::Deleted).event("User", "u2", Event::Erased);
+    script.push("User", "u3", Timestamp(1_767_225_700_000), Body::Erased);
+    script.event("User", "u3", Event::PasswordSet);
+    script.apply(&f.store).await;
+    assert_eq!(find(&f.store, "User", r#"title eq "boss""#).await, ["u4"]);
+    assert_eq!(find(&f.store, "User", r#"not (title eq "x")"#).await, ["u4"]);
+    for gone in ["u1", "u2", "u3"] {
+        let filter = format!(r#"members.value eq "{gone}""#);
+        assert_eq!(find(&f.store, "Group", &filter).await, [] as [&str; 0]);
+    }
+    script.event("Group", "g1", Event::Deleted);
+    script.apply(&f.store).await;
+    assert_eq!(find(&f.store, "User", "groups pr").await, [] as [&str; 0]);
+    assert_eq!(find(&f.store, "Group", "displayName pr").await, [] as [&str; 0]);
+}
+
+async fn long_values_are_compared_in_full(f: Fixture) {
+    let x = |n: usize, tail: &str| format!("{}{tail}", "é".repeat(n));
+    let titles = [x(255, ""), x(256, ""), x(256, "a"), x(256, "ab"), x(256, "b"), x(300, "")];
+    let mut script = Script::new(acme(), 0);
+    for (n, title) in titles.iter().enumerate() {
+        script.user(&format!("u{n}"), json!({ "userName": format!("user{n}"), "title": title }));
+    }
+    script.apply(&f.store).await;
+    let literals =
+        [x(1, ""), x(255, ""), x(256, ""), x(256, "a"), x(256, "b"), x(257, ""), x(299, ""), x(1, "a")];
+    for literal in &literals {
+        for op in ["eq", "ne", "co", "sw", "ew", "gt", "ge", "lt", "le"] {
+            let expected: Vec<String> = (0..titles.len())
+                .filter(|&n| {
+                    let (title, literal) = (titles[n].as_str(), literal.as_str());
+                    match op {
+                        "eq" => title == literal,
+                        "ne" => title != literal,
+                        "co" => title.contains(literal),
+                        "sw" => title.starts_with(literal),
+                        "ew" => title.ends_with(literal),
+                        "gt" => title > literal,
+                        "ge" => title >= literal,
+                        "lt" => title < literal,
+                        _ => title <= literal,
+                    }
+                })
+                .map(|n| format!("u{n}"))
+                .collect();
+            let filter = format!("title {op} {}", json!(literal));
+            assert_eq!(find(&f.store, "User", &filter).await, expected, "{op} {}", literal.chars().count());
+        }
+    }
+    script.set("u5", "title", json!("short"));
+    script.apply(&f.store).await;
+    assert_eq!(find(&f.store, "User", r#"title eq "short""#).await, ["u5"]);
+}
+
+async fn pages_are_counted_and_cut(f: Fixture) {
+    let mut script = Script::new(acme(), 0);
+    for n in 0..25 {
+        script.user(&format!("u{n:02}"), json!({ "userName": format!("user{n}"), "active": n % 2 == 0 }));
+    }
+    script.apply(&f.store).await;
+    let page = async |start_index: usize, count: usize, filter: Option<Bound>| {
+        let search = Search { start_index, count, ..search(&f.store, &acme(), "User", filter) };
+        let page = f.store.search(&search).await.unwrap();
+        (page.total, ids(&page).join(" "))
+    };
+    assert_eq!(page(1, 3, None).await, (25, "u00 u01 u02".to_owned()));
+    assert_eq!(page(0, 1, None).await, (25, "u00".to_owned()));
+    assert_eq!(page(24, 10, None).await, (25, "u23 u24".to_owned()));
+    assert_eq!(page(26, 10, None).await, (25, String::new()));
+    assert_eq!(page(1, 0, None).await, (25, String::new()));
+    assert_eq!(page(1, 25, None).await.0, 25);
+    let active = bound(&f.store, "User", "active eq true", Profile::Generic).unwrap();
+    assert_eq!(page(12, 5, Some(active.clone())).await, (13, "u22 u24".to_owned()));
+    assert_eq!(page(1, 0, Some(active)).await, (13, String::new()));
+    let none = Search { resource_types: Vec::new(), ..search(&f.store, &acme(), "User", None) };
+    assert_eq!(f.store.search(&none).await.unwrap(), SearchPage { total: 0, found: Vec::new() });
+}
+
+async fn members_and_groups_follow_links_and_no_dead_ends(f: Fixture) {
+    let mut script = Script::new(acme(), 0);
+    script.user("u1", json!({ "userName": "anna" })).user("u2", json!({ "userName": "bo" }));
+    // A chain of twelve groups, the last of them in a cycle with the first.
+    script.group("g00", "deepest", &["u1"]);
+    for n in 1..12 {
+        let below = format!("g{:02}", n - 1);
+        script.group(&format!("g{n:02}"), &format!("level {n}"), &[&below]);
+    }
+    script.event("Group", "g00", Event::MembersAdded { members: vec![id("g11"), id("ghost")] });
+    script.apply(&f.store).await;
+    let groups_of =
+        async |group: &str| find(&f.store, "User", &format!(r#"groups.value eq "{group}""#)).await;
+    assert_eq!(groups_of("g00").await, ["u1"]);
+    assert_eq!(groups_of("g09").await, ["u1"], "ten deep");
+    assert_eq!(groups_of("g10").await, [] as [&str; 0], "eleven deep");
+    assert_eq!(find(&f.store, "User", r#"not (groups.value eq "g09")"#).await, ["u2"]);
+    assert_eq!(find(&f.store, "User", r#"groups[type eq "direct" and display eq "Deepest"]"#).await, ["u1"]);
+    assert_eq!(
+        find(&f.store, "User", r#"groups[type eq "direct" and display sw "level"]"#).await,
+        [] as [&str; 0]
+    );
+    assert_eq!(find(&f.store, "User", r#"groups.display sw "level""#).await, ["u1"]);
+    assert_eq!(find(&f.store, "User", r#"userName eq "bo" or groups.value eq "g03""#).await, ["u1", "u2"]);
+    // A member that never existed is a member where the tenant allows it; a deleted one is not.
+    assert_eq!(find(&f.store, "Group", r#"members.value eq "ghost""#).await, ["g00"]);
+    assert_eq!(find(&f.store, "Group", r#"members[value eq "ghost" and type pr]"#).await, [] as [&str; 0]);
+    // A dead group in the middle cuts the chain.
+    script.event("Group", "g05", Event::Deleted);
+    script.apply(&f.store).await;
+    assert_eq!(groups_of("g04").await, ["u1"]);
+    assert_eq!(groups_of("g05").await, [] as [&str; 0]);
+    assert_eq!(groups_of("g06").await, [] as [&str; 0]);
+    script.event("User", "u1", Event::Deleted);
+    script.apply(&f.store).await;
+    assert_eq!(find(&f.store, "Group", r#"members.value eq "u1""#).await, [] as [&str; 0]);
+    assert_eq!(groups_of("g00").await, [] as [&str; 0]);
+}
+
+async fn references_compare_by_type_and_id(f: Fixture) {
+    fixture().apply(&f.store).await;
+    let of = async |uri: &str| find(&f.store, "Group", &format!(r#"members.$ref eq "{uri}""#)).await;
+    assert_eq!(of("https://any.host/scim/v2/Users/u1").await, ["g1"]);
+    assert_eq!(of("https://any.host/scim/v2/Groups/g1").await, ["g2"]);
+    assert_eq!(of("https://any.host/scim/v2/Groups/u1").await, [] as [&str; 0]);
+    assert_eq!(of("u1").await, [] as [&str; 0]);
+    let search = search(
+        &f.store,
+        &acme(),
+        "Group",
+        Some(bound(&f.store, "Group", r#"members.$ref co "x""#, Profile::Generic).unwrap()),
+    );
+    assert!(matches!(f.store.search(&search).await, Err(StoreError::Refused(_))));
+}
+
+async fn another_tenants_rows_are_invisible(f: Fixture) {
+    fixture().apply(&f.store).await;
+    let mut other = Script::new(TenantId::new("other").unwrap(), f.store.model_checkpoint().await.unwrap());
+    other.user("o1", json!({ "userName": "bo", "displayName": "Ops" })).group("g1", "Ops", &["o1", "u1"]);
+    other.apply(&f.store).await;
+    for filter in
+        [r#"userName eq "bo""#, "not (title pr)", "title eq null", r#"groups.value eq "g1""#, "groups pr"]
+    {
+        assert!(!find(&f.store, "User", filter).await.contains(&"o1".to_owned()), "{filter}");
+        let bound = bound(&f.store, "User", filter, Profile::Generic).unwrap();
+        let page = f.store.search(&search(&f.store, &other.tenant, "User", Some(bound))).await.unwrap();
+        assert_eq!(ids(&page), ["o1"], "{filter}");
+    }
+    let names = f.store.displays(&other.tenant, &[id("u1"), id("o1")]).await.unwrap();
+    assert_eq!(names.into_iter().collect::<Vec<_>>(), [(id("o1"), "Ops".to_owned())]);
+}
+
+async fn displays_are_as_written(f: Fixture) {
+    fixture().apply(&f.store).await;
+    let names = f.store.displays(&acme(), &[id("u1"), id("u3"), id("g1"), id("nobody")]).await.unwrap();
+    let names: BTreeMap<_, _> = names.into_iter().collect();
+    assert_eq!(names, [(id("g1"), "Ops".to_owned()), (id("u1"), "Anna Berg".to_owned())].into());
+    assert!(f.store.displays(&acme(), &[]).await.unwrap().is_empty());
+}
+
+// ---- with a journal ----
+
+async fn begin(f: &Fixture) {
+    f.store.create_tenant(&acme(), TenantSettings::default(), Actor::system("test")).await.unwrap();
+}
+
+async fn execute(store: &Store, resource_type: &str, entity: &ResourceId, command: Command) {
+    let request = Request {
+        tenant: acme(),
+        resource_type: store.registry().resource_type(resource_type).unwrap().clone(),
+        id: entity.clone(),
+        command,
+        if_match: IfMatch::Absent,
+        actor: Actor::system("test"),
+        cause: Cause::default(),
+        connection: Some(ConnectionId::new("idp").unwrap()),
+        settings: TenantSettings::default(),
+        group_name_unique: false,
+        idempotency: None,
+        deadline: None,
+    };
+    store.execute(request).await.unwrap();
+}
+
+async fn create(store: &Store, resource_type: &str, body: Value) -> ResourceId {
+    let entity = ResourceId::from_uuid(store.entropy().uuid_v7(store.now()));
+    let command = Command::Create { id: entity.clone(), body, profile: Profile::Generic };
+    execute(store, resource_type, &entity, command).await;
+    entity
+}
+
+async fn replace(store: &Store, resource_type: &str, entity: &ResourceId, body: Value) {
+    let command = Command::Replace { id: entity.clone(), body, profile: Profile::Generic };
+    execute(store, resource_type, entity, command).await;
+}
+
+/// Projects everything the journal has, as the projector does.
+async fn follow(store: &Store) {
+    loop {
+        let after = store.model_checkpoint().await.unwrap();
+        let events = store.read_events(after, 7).await.unwrap();
+        if events.is_empty() {
+            return;
+        }
+        store.model_project(after, &events).await.unwrap();
+    }
+}
+
+async fn found(store: &Store, resource_type: &str, filter: &str) -> Vec<ResourceId> {
+    find(store, resource_type, filter).await.iter().map(|text| id(text)).collect()
+}
+
+async fn a_query_waits_for_the_tenants_head(f: Fixture) {
+    begin(&f).await;
+    let anna = create(&f.store, "User", json!({ "userName": "anna", "title": "Boss" })).await;
+    let filter = bound(&f.store, "User", r#"title eq "boss""#, Profile::Generic).unwrap();
+    let mut query = search(&f.store, &acme(), "User", Some(filter));
+    query.timeout = Duration::from_millis(60);
+    match f.store.search(&query).await {
+        Err(StoreError::Busy { retry_after_s, .. }) => assert!(retry_after_s > 0),
+        other => panic!("{other:?}"),
+    }
+    // A tenant without events never waits.
+    let idle = Search { tenant: TenantId::new("idle").unwrap(), ..query.clone() };
+    assert_eq!(f.store.search(&idle).await.unwrap().total, 0);
+    // Another process projects while this one waits.
+    query.timeout = Duration::from_secs(20);
+    let other = f.another().await;
+    let (page, ()) = tokio::join!(f.store.search(&query), follow(&other));
+    assert_eq!(page.unwrap().found[0].id, anna);
+    other.close().await;
+}
+
+async fn a_query_of_a_restored_journal_waits_for_its_rebuild(f: Fixture) {
+    begin(&f).await;
+    create(&f.store, "User", json!({ "userName": "anna" })).await;
+    follow(&f.store).await;
+    assert!(f.store.model_health().await.unwrap().answers);
+    f.meddle("UPDATE pointer SET journal_epoch = 0", "UPDATE model.pointer SET journal_epoch = 0").await;
+    let health = f.store.model_health().await.unwrap();
+    assert!(health.rebuild_needed && !health.answers);
+    let mut query = search(&f.store, &acme(), "User", None);
+    query.timeout = Duration::from_millis(60);
+    assert!(matches!(f.store.search(&query).await, Err(StoreError::Busy { .. })));
+    assert_eq!(rebuild(&f.store).await, Switched::Live(2));
+    assert_eq!(f.store.search(&query).await.unwrap().total, 1);
+    let health = f.store.model_health().await.unwrap();
+    assert!(!health.rebuild_needed && health.answers);
+}
+
+async fn poison_is_parked_alone_and_healed_by_redrive(f: Fixture) {
+    begin(&f).await;
+    let mut users = Vec::new();
+    for n in 0..20 {
+        users
+            .push(create(&f.store, "User", json!({ "userName": format!("user{n}"), "title": "fine" })).await);
+    }
+    follow(&f.store).await;
+    f.poison().await;
+    let bad = &users[7];
+    replace(&f.store, "User", bad, json!({ "userName": "user7", "title": "poison" })).await;
+    let late = create(&f.store, "User", json!({ "userName": "late", "title": "fine" })).await;
+    let group =
+        create(&f.store, "Group", json!({ "displayName": "poison", "members": [{ "value": bad }] })).await;
+
+    follow(&f.store).await;
+    let health = f.store.model_health().await.unwrap();
+    assert_eq!((health.checkpoint, health.parked), (f.store.head().await.unwrap().position, 2));
+    // The old rows answer, everyone else's are new, nothing waits.
+    assert_eq!(found(&f.store, "User", r#"title eq "fine" and userName eq "user7""#).await, [bad.clone()]);
+    assert_eq!(found(&f.store, "User", r#"userName eq "late""#).await, [late]);
+    assert_eq!(found(&f.store, "Group", "displayName pr").await, []);
+    assert_eq!(f.store.redrive_parked(100).await.unwrap().failed, 2);
+
+    f.cure().await;
+    let redriven = f.store.redrive_parked(100).await.unwrap();
+    assert_eq!((redriven.repaired, redriven.failed), (2, 0));
+    assert_eq!(found(&f.store, "User", r#"title eq "poison""#).await, [bad.clone()]);
+    assert_eq!(found(&f.store, "User", r#"title eq "fine" and userName eq "user7""#).await, []);
+    assert_eq!(found(&f.store, "Group", &format!(r#"members.value eq "{bad}""#)).await, [group]);
+    assert_eq!(f.store.model_health().await.unwrap().parked, 0);
+}
+
+async fn a_parked_entity_heals_with_its_next_event(f: Fixture) {
+    begin(&f).await;
+    let anna = create(&f.store, "User", json!({ "userName": "anna" })).await;
+    f.poison().await;
+    replace(&f.store, "User", &anna, json!({ "userName": "anna", "title": "poison" })).await;
+    follow(&f.store).await;
+    assert_eq!(f.store.model_health().await.unwrap().parked, 1);
+    replace(&f.store, "User", &anna, json!({ "userName": "anna", "title": "fine" })).await;
+    follow(&f.store).await;
+    assert_eq!(f.store.model_health().await.unwrap().parked, 0);
+    assert_eq!(found(&f.store, "User", r#"title eq "fine""#).await, [anna]);
+}
+
+async fn a_broken_row_is_repaired_from_the_state(f: Fixture) {
+    begin(&f).await;
+    let anna = create(&f.store, "User", json!({ "userName": "anna" })).await;
+    let bo = create(&f.store, "User", json!({ "userName": "bo" })).await;
+    follow(&f.store).await;
+    f.meddle("UPDATE resource_a SET document = '{'", "UPDATE model.resource_a SET document = '{'").await;
+    replace(&f.store, "User", &anna, json!({ "userName": "anna", "title": "Boss" })).await;
+    follow(&f.store).await;
+    assert_eq!(f.store.model_health().await.unwrap().parked, 0);
+    assert_eq!(found(&f.store, "User", r#"title eq "boss""#).await, [anna.clone()]);
+    // A row that is gone altogether comes back, too.
+    f.meddle("DELETE FROM resource_a", "DELETE FROM model.resource_a").await;
+    replace(&f.store, "User", &bo, json!({ "userName": "bo", "title": "Boss" })).await;
+    follow(&f.store).await;
+    assert_eq!(found(&f.store, "User", r#"title eq "boss""#).await, [bo]);
+}
+
+async fn an_unknown_type_stops_with_upgrade(f: Fixture) {
+    let mut script = Script::new(acme(), 0);
+    script.event("Robot", "r1", Event::Created { document: Document::default() });
+    let error = f.store.model_project(0, &script.events).await.unwrap_err();
+    assert!(matches!(error, StoreError::Upgrade { position: 1, .. }), "{error}");
+    assert_eq!(f.store.model_checkpoint().await.unwrap(), 0);
+}
+
+// ---- rebuilding ----
+
+async fn rebuild(store: &Store) -> Switched {
+    let mut run = store.rebuild_begin().await.unwrap();
+    while !store.rebuild_copy(&mut run).await.unwrap().finished {}
+    loop {
+        store.rebuild_catch_up(&mut run).await.unwrap();
+        match store.rebuild_compare_and_switch(&mut run).await.unwrap() {
+            Switched::Behind => {}
+            end => return end,
+        }
+    }
+}
+
+/// Everything the live model answers, as text.
+async fn everything(store: &Store) -> String {
+    let mut out = String::new();
+    for rt in ["User", "Group"] {
+        let page = store.search(&Search { count: 1_000, ..search(store, &acme(), rt, None) }).await.unwrap();
+        for found in &page.found {
+            out.push_str(&format!("{found:?}\n"));
+            let filter = format!(
+                r#"{} eq "{}""#,
+                if rt == "User" { "groups.value" } else { "members.value" },
+                found.id
+            );
+            if rt == "Group" {
+                for member in &page.found {
+                    let filter = format!(r#"id eq "{}" and members.value eq "{}""#, found.id, member.id);
+                    out.push_str(&format!("{:?}", find(store, "Group", &filter).await));
+                }
+                let users =
+                    bound(store, "User", &format!(r#"groups.value eq "{}""#, found.id), Profile::Generic);
+                let page = store
+                    .search(&Search { count: 1_000, ..search(store, &acme(), "User", users.ok()) })
+                    .await;
+                out.push_str(&format!("{:?}\n", ids(&page.unwrap())));
+            }
+            let _ = filter;
+        }
+    }
+    for filter in
+        ["title pr", r#"title eq "new""#, r#"emails co "7""#, "not (title pr)", "emails[primary eq true]"]
+    {
+        out.push_str(&format!("{filter}: {:?}\n", find(store, "User", filter).await));
+    }
+    out
+}
+
+async fn populate(f: &Fixture) -> (Vec<ResourceId>, Vec<ResourceId>) {
+    begin(f).await;
+    let (mut users, mut groups) = (Vec::new(), Vec::new());
+    for n in 0..30 {
+        let body = json!({ "userName": format!("user{n}"), "emails": [{ "value": format!("{n}@x.test") }] });
+        users.push(create(&f.store, "User", body).await);
+    }
+    for n in 0..5 {
+        let members: Vec<Value> = users.iter().skip(n).step_by(5).map(|id| json!({ "value": id })).collect();
+        groups.push(
+            create(&f.store, "Group", json!({ "displayName": format!("g{n}"), "members": members })).await,
+        );
+    }
+    execute(&f.store, "User", &users[3], Command::Delete).await;
+    execute(&f.store, "Group", &groups[4], Command::Delete).await;
+    (users, groups)
+}
+
+async fn a_rebuild_equals_the_live_model_and_loses_nothing(f: Fixture) {
+    let (users, groups) = populate(&f).await;
+    follow(&f.store).await;
+    let before = everything(&f.store).await;
+    let mut run = f.store.rebuild_begin().await.unwrap();
+    let mut n = 0;
+    loop {
+        // Life goes on between the steps: members join groups that are copied already, and leave.
+        let members = json!([{ "value": users[8 + n % 3] }, { "value": users[12] }]);
+        replace(&f.store, "Group", &groups[n % 4], json!({ "displayName": "moved", "members": members }))
+            .await;
+        replace(&f.store, "User", &users[10 + n % 4], json!({ "userName": format!("u{n}"), "title": "new" }))
+            .await;
+        n += 1;
+        follow(&f.store).await;
+        if f.store.rebuild_copy(&mut run).await.unwrap().finished {
+            break;
+        }
+    }
+    create(&f.store, "User", json!({ "userName": "late", "title": "new" })).await;
+    execute(&f.store, "User", &users[20], Command::Delete).await;
+    follow(&f.store).await;
+    let live = everything(&f.store).await;
+    assert_ne!(before, live);
+    while f.store.rebuild_catch_up(&mut run).await.unwrap().behind > 0 {}
+    assert_eq!(everything(&f.store).await, live, "not live before the switch");
+    assert_eq!(f.store.rebuild_compare_and_switch(&mut run).await.unwrap(), Switched::Live(2));
+    assert_eq!(everything(&f.store).await, live);
+    let health = f.store.model_health().await.unwrap();
+    assert_eq!((health.generation, health.checkpoint), (2, f.store.head().await.unwrap().position));
+
+    // Projection goes on in the new slot, and the old one is swept away.
+    create(&f.store, "User", json!({ "userName": "after", "title": "new" })).await;
+    follow(&f.store).await;
+    assert_eq!(found(&f.store, "User", r#"userName eq "after""#).await.len(), 1);
+    while f.store.model_sweep().await.unwrap() > 0 {}
+    assert_eq!(rebuild(&f.store).await, Switched::Live(3));
+    assert_eq!(found(&f.store, "User", r#"userName eq "after""#).await.len(), 1);
+}
+
+async fn a_rebuild_goes_on_after_copying_and_ends_its_forerunner(f: Fixture) {
+    populate(&f).await;
+    follow(&f.store).await;
+    let live = everything(&f.store).await;
+    // Torn while copying: it never becomes live, and the next one starts over.
+    let mut torn = f.store.rebuild_begin().await.unwrap();
+    f.store.rebuild_copy(&mut torn).await.unwrap();
+    let mut run = f.store.rebuild_begin().await.unwrap();
+    assert!(f.store.rebuild_copy(&mut torn).await.is_err(), "a later run fences it off");
+    assert_eq!(f.store.model_sweep().await.unwrap(), 0, "what a run is filling is not swept");
+    while !f.store.rebuild_copy(&mut run).await.unwrap().finished {}
+    drop(run);
+    drop(torn);
+    create(&f.store, "User", json!({ "userName": "late" })).await;
+    follow(&f.store).await;
+    assert_ne!(everything(&f.store).await, live);
+    let live = everything(&f.store).await;
+    let mut run = f.store.rebuild_begin().await.unwrap();
+    assert!(f.store.rebuild_copy(&mut run).await.unwrap().finished, "the copy is there");
+    assert_eq!(f.store.rebuild_compare_and_switch(&mut run).await.unwrap(), Switched::Live(2));
+    assert_eq!(everything(&f.store).await, live);
+    // Cancelled: what it wrote is swept.
+    let mut run = f.store.rebuild_begin().await.unwrap();
+    while !f.store.rebuild_copy(&mut run).await.unwrap().finished {}
+    f.store.rebuild_cancel(run).await.unwrap();
+    assert!(f.store.model_sweep().await.unwrap() > 0);
+    assert_eq!(everything(&f.store).await, live);
+}
+
+async fn a_rebuild_parks_what_it_cannot_copy(f: Fixture) {
+    populate(&f).await;
+    let bad = create(&f.store, "User", json!({ "userName": "bad", "title": "poison" })).await;
+    f.poison().await;
+    assert_eq!(rebuild(&f.store).await, Switched::Live(2));
+    assert_eq!(f.store.model_health().await.unwrap().parked, 1);
+    assert_eq!(found(&f.store, "User", "userName pr").await.len(), 29);
+    f.cure().await;
+    assert_eq!(f.store.redrive_parked(10).await.unwrap().repaired, 1);
+    assert_eq!(found(&f.store, "User", r#"title eq "poison""#).await, [bad]);
+}
+
+async fn a_rebuild_that_differs_does_not_go_live(f: Fixture) {
+    populate(&f).await;
+    follow(&f.store).await;
+    for (sqlite, postgres) in [
+        ("DELETE FROM resource_b", "DELETE FROM model.resource_b"),
+        ("DELETE FROM link_b", "DELETE FROM model.link_b"),
+        ("UPDATE attribute_b SET value = 'other'", "UPDATE model.attribute_b SET value = 'other'"),
+        ("UPDATE resource_b SET version = 99", "UPDATE model.resource_b SET version = 99"),
+    ] {
+        let mut run = f.store.rebuild_begin().await.unwrap();
+        while !f.store.rebuild_copy(&mut run).await.unwrap().finished {}
+        f.meddle(sqlite, postgres).await;
+        let end = f.store.rebuild_compare_and_switch(&mut run).await.unwrap();
+        assert!(matches!(end, Switched::Different(_)), "{sqlite}: {end:?}");
+        assert_eq!(f.store.model_health().await.unwrap().generation, 1);
+    }
+    assert_eq!(rebuild(&f.store).await, Switched::Live(2), "a new run starts over");
+}
+
+// ---- filters, at random ----
+
+/// What the generator may put into a tenant: users and groups with links.
+#[derive(Clone, Debug)]
+struct Population {
+    users: Vec<Value>,
+    /// Display name, and members by number: users first, then groups.
+    groups: Vec<(Option<String>, Vec<usize>)>,
+    deleted: BTreeSet<usize>,
+}
+
+fn text() -> impl Strategy<Value = String> {
+    let x = "x".repeat(255);
+    let fixed: Vec<String> =
+        ["", "a", "A", "ab", "b", "é", "É", "true", "direct", "User", "u0", "g1", "\u{10FFFF}", "a%_\\'"]
+            .iter()
+            .map(|s| s.to_string())
+            .chain([x.clone(), format!("{x}x"), format!("{x}xa"), format!("{x}xb"), format!("{x}é{x}")])
+            .collect();
+    prop::sample::select(fixed)
+}
+
+fn user_content() -> impl Strategy<Value = Value> {
+    let email = (prop::option::of(text()), prop::option::of(text()), prop::option::of(any::<bool>()))
+        .prop_map(|(value, kind, primary)| {
+            let mut email = serde_json::Map::new();
+            value.map(|v| email.insert("value".into(), json!(v)));
+            kind.map(|v| email.insert("type".into(), json!(v)));
+            primary.map(|v| email.insert("primary".into(), json!(v)));
+            Value::Object(email)
+        });
+    let options = (
+        prop::option::of(text()),
+        prop::option::of(text()),
+        prop::option::of(text()),
+        prop::option::of(any::<bool>()),
+        prop::option::of(text()),
+        prop::option::of(text()),
+        prop::collection::vec(email, 0..3),
+    );
+    options.prop_map(|(title, external, given, active, number, display, emails)| {
+        let mut content = serde_json::Map::new();
+        content.insert("userName".into(), json!("same"));
+        title.map(|v| content.insert("title".into(), json!(v)));
+        external.map(|v| content.insert("externalId".into(), json!(v)));
+        given.map(|v| content.insert("name".into(), json!({ "givenName": v })));
+        active.map(|v| content.insert("active".into(), json!(v)));
+        number.map(|v| content.insert(ENTERPRISE_USER.into(), json!({ "employeeNumber": v })));
+        display.map(|v| content.insert("displayName".into(), json!(v)));
+        let emails: Vec<Value> = emails.into_iter().filter(|e| *e != json!({})).collect();
+        if !emails.is_empty() {
+            content.insert("emails".into(), json!(emails));
+        }
+        Value::Object(content)
+    })
+}
+
+const USERS: usize = 6;
+const GROUPS: usize = 4;
+
+fn population() -> impl Strategy<Value = Population> {
+    let group = (prop::option::of(text()), prop::collection::vec(0..USERS + GROUPS, 0..5));
+    (
+        prop::collection::vec(user_content(), USERS),
+        prop::collection::vec(group, GROUPS),
+        prop::collection::btree_set(0..USERS + GROUPS, 0..3),
+    )
+        .prop_map(|(users, groups, deleted)| Population { users, groups, deleted })
+}
+
+fn comparison(paths: &'static [&'static str]) -> impl Strategy<Value = String> {
+    let op = prop::sample::select(&["eq", "ne", "co", "sw", "ew", "gt", "ge", "lt", "le"][..]);
+    let path = prop::sample::select(paths);
+    prop_oneof![
+        8 => (path.clone(), op, text()).prop_map(|(path, op, literal)| format!("{path} {op} {}", json!(literal))),
+        1 => path.clone().prop_map(|path| format!("{path} pr")),
+        1 => path.clone().prop_map(|path| format!("{path} eq null")),
+        1 => path.prop_map(|path| format!("{path} ne null")),
+    ]
+}
+
+fn combined(leaf: impl Strategy<Value = String> + 'static, depth: u32) -> impl Strategy<Value = String> {
+    leaf.prop_recursive(depth, 12, 3, |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 2..4).prop_map(|all| format!("({})", all.join(" and "))),
+            prop::collection::vec(inner.clone(), 2..4).prop_map(|all| format!("({})", all.join(" or "))),
+            inner.prop_map(|f| format!("not ({f})")),
+        ]
+    })
+}
+
+fn user_filter() -> impl Strategy<Value = String> {
+    const PLAIN: &[&str] = &[
+        "title",
+        "externalId",
+        "name.givenName",
+        "displayName",
+        "id",
+        "emails.type",
+        "emails",
+        "schemas",
+        "urn:ietf:params:scim:schemas:extension:enterprise:2.0:User:employeeNumber",
+        "nickName",
+        "meta.version",
+        "meta.resourceType",
+        "groups.value",
+        "groups.display",
+        "groups.type",
+    ];
+    let flag = prop::sample::select(&["active", "emails.primary"][..]);
+    let flag = (flag, prop::sample::select(&["eq true", "eq false", "ne true", "pr", "eq null"][..]));
+    let inner_flag = prop::sample::select(
+        &["primary eq true", "primary eq false", "primary pr", "not (primary eq true)"][..],
+    );
+    let emails = prop_oneof![
+        3 => comparison(&["value", "type", "display"]),
+        1 => inner_flag.prop_map(str::to_owned),
+    ];
+    let leaf = prop_oneof![
+        6 => comparison(PLAIN),
+        1 => flag.prop_map(|(path, op)| format!("{path} {op}")),
+        3 => combined(emails, 2).prop_map(|f| format!("emails[{f}]")),
+        2 => combined(comparison(&["value", "type", "display"]), 2).prop_map(|f| format!("groups[{f}]")),
+        1 => Just("name pr".to_owned()),
+        1 => Just("emails pr".to_owned()),
+        1 => Just("name eq null".to_owned()),
+        1 => Just("emails ne null".to_owned()),
+        1 => Just(r#"meta.created ge "2026-01-01T00:00:00.005Z""#.to_owned()),
+        1 => Just(r#"meta.lastModified lt "2026-01-01T00:00:00.009Z""#.to_owned()),
+    ];
+    combined(leaf, 3)
+}
+
+fn group_filter() -> impl Strategy<Value = String> {
+    const PLAIN: &[&str] =
+        &["displayName", "id", "members.value", "members", "members.type", "members.display"];
+    let leaf = prop_oneof![
+        3 => comparison(PLAIN),
+        2 => combined(comparison(&["value", "type", "display"]), 2).prop_map(|f| format!("members[{f}]")),
+    ];
+    combined(leaf, 3)
+}
+
+/// The rows that a resource's links stand for, computed without SQL.
+fn link_rows(p: &Population, number: usize) -> Vec<IndexRow> {
+    let name = |n: usize| if n < USERS { format!("u{n}") } else { format!("g{}", n - USERS) };
+    let display = |n: usize| -> Option<String> {
+        if n < USERS {
+            p.users[n]["displayName"].as_str().map(str::to_owned)
+        } else {
+            p.groups[n - USERS].0.clone()
+        }
+    };
+    let alive = |n: &usize| !p.deleted.contains(n);
+    let mut rows = Vec::new();
+    let mut add = |attribute: &str, element: usize, n: usize, kind: &str| {
+        let mut row = |sub: &str, value: String| {
+            rows.push(IndexRow { key: format!("{attribute}.{sub}"), element: element as i32, value });
+        };
+        row("value", name(n));
+        row("type", kind.to_owned());
+        if let Some(display) = display(n) {
+            row("display", annals_domain::scim::fold::fold(&display));
+        }
+    };
+    if number >= USERS {
+        let members: BTreeSet<usize> = p.groups[number - USERS].1.iter().copied().filter(alive).collect();
+        for (element, n) in members.into_iter().enumerate() {
+            add("members", element, n, if n < USERS { "user" } else { "group" });
+        }
+        return rows;
+    }
+    let mut depths: BTreeMap<usize, usize> = BTreeMap::new();
+    let mut front = BTreeSet::from([number]);
+    for depth in 1..=10 {
+        let holds = |g: &usize| p.groups[*g - USERS].1.iter().any(|m| front.contains(m));
+        front = (USERS..USERS + GROUPS).filter(alive).filter(holds).collect();
+        for group in &front {
+            depths.entry(*group).or_insert(depth);
+        }
+    }
+    for (element, (n, depth)) in depths.into_iter().enumerate() {
+        add("groups", element, n, if depth == 1 { "direct" } else { "indirect" });
+    }
+    rows
+}
+
+async fn filters_agree_with_their_evaluation_in_memory(f: Fixture) {
+    let cases = if f.store.is_postgres() { 24 } else { 48 };
+    let store = f.store.clone();
+    let handle = tokio::runtime::Handle::current();
+    let tenants = AtomicU64::new(0);
+    let asked = AtomicU64::new(0);
+    let filters =
+        (population(), prop::collection::vec(user_filter(), 24), prop::collection::vec(group_filter(), 12));
+    tokio::task::block_in_place(|| {
+        let config = Config { cases, failure_persistence: None, max_shrink_iters: 400, ..Config::default() };
+        let mut runner = TestRunner::new(config);
+        let result = runner.run(&filters, |(population, users, groups)| {
+            let tenant = TenantId::new(&format!("t{}", tenants.fetch_add(1, Ordering::SeqCst))).unwrap();
+            handle.block_on(agree(&store, &tenant, &population, &users, &groups, &asked))
+        });
+        if let Err(error) = result {
+            panic!("{error}");
+        }
+    });
+    assert!(asked.load(Ordering::SeqCst) > u64::from(cases) * 20, "most filters can be bound");
+}
+
+async fn agree(
+    store: &Store,
+    tenant: &TenantId,
+    p: &Population,
+    users: &[String],
+    groups: &[String],
+    asked: &AtomicU64,
+) -> Result<(), TestCaseError> {
+    let mut script = Script::new(tenant.clone(), store.model_checkpoint().await.unwrap());
+    let base = script.position;
+    for (n, content) in p.users.iter().enumerate() {
+        script.user(&format!("u{n}"), content.clone());
+    }
+    for (n, (name, members)) in p.groups.iter().enumerate() {
+        let content = name.as_ref().map_or(json!({}), |name| json!({ "displayName": name }));
+        script.event("Group", &format!("g{n}"), Event::Created { document: document(content) });
+        let members: BTreeSet<usize> = members.iter().copied().collect();
+        let name = |n: usize| if n < USERS { format!("u{n}") } else { format!("g{}", n - USERS) };
+        let members = members.into_iter().map(|m| id(&name(m))).collect();
+        script.event("Group", &format!("g{n}"), Event::MembersAdded { members });
+    }
+    for &n in &p.deleted {
+        if n < USERS {
+            script.event("User", &format!("u{n}"), Event::Deleted);
+        } else {
+            script.event("Group", &format!("g{}", n - USERS), Event::Deleted);
+        }
+    }
+    // Times that do not depend on how many cases ran before.
+    for event in &mut script.events {
+        event.at = Timestamp(1_767_225_600_000 + event.position - base);
+    }
+    let events = script.events.clone();
+    script.apply(store).await;
+
+    for (resource_type, numbers, filters) in
+        [("User", 0..USERS, users), ("Group", USERS..USERS + GROUPS, groups)]
+    {
+        let rt = store.registry().resource_type(resource_type).unwrap();
+        for filter in filters {
+            let Ok(bound) = bound(store, resource_type, filter, Profile::Generic) else { continue };
+            asked.fetch_add(1, Ordering::SeqCst);
+            let mut expected = Vec::new();
+            for n in numbers.clone().filter(|n| !p.deleted.contains(n)) {
+                let entity = if n < USERS { format!("u{n}") } else { format!("g{}", n - USERS) };
+                let own: Vec<&Recorded> = events.iter().filter(|e| e.stream.id.as_str() == entity).collect();
+                let Body::Open(Event::Created { document }) = &own[0].body else { unreachable!() };
+                let mut rows = index_rows(rt, document);
+                rows.extend(link_rows(p, n));
+                let entity = id(&entity);
+                let subject = Subject {
+                    id: &entity,
+                    created: own[0].at,
+                    last_modified: own[own.len() - 1].at,
+                    version: own.len() as i64,
+                    resource_type,
+                    rows: &rows,
+                };
+                if matches(&bound, &subject) {
+                    expected.push(entity.as_str().to_owned());
+                }
+            }
+            let page = store.search(&search(store, tenant, resource_type, Some(bound))).await;
+            let page = page.map_err(|e| TestCaseError::fail(format!("{filter}: {e:?}")))?;
+            prop_assert_eq!(ids(&page), expected, "{} {}", resource_type, filter);
+        }
+    }
+    Ok(())
+}
