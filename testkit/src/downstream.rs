@@ -276,23 +276,28 @@ impl Downstream {
         .await
     }
 
-    /// Every received event came once, and each entity's came in the order of their positions.
+    /// Every received event came once, and each entity's came in the order of their positions. With
+    /// `repeats`, an event may come again if nothing about it has changed; what counts is its first arrival.
     ///
     /// # Errors
     /// Names the first one that did not.
-    pub fn check_events(&self) -> Result<()> {
-        let mut ids = HashMap::new();
+    pub fn check_events(&self, repeats: bool) -> Result<()> {
+        let mut first: HashMap<String, Value> = HashMap::new();
         let mut last: HashMap<String, i64> = HashMap::new();
-        for (n, received) in self.received().iter().enumerate() {
-            if let Some(first) = ids.insert(received.id.clone(), n) {
-                anyhow::bail!("event {} came twice: as number {first} and {n}", received.id);
+        for received in self.received() {
+            let (id, event) = (received.id, received.event);
+            if let Some(known) = first.get(&id) {
+                ensure!(repeats, "event {id} came twice");
+                ensure!(*known == event, "event {id} came again and differs: {known} is not {event}");
+                continue;
             }
-            let subject = received.event.get("subject").and_then(Value::as_str).unwrap_or_default();
-            let position = sequence(&received.event)
-                .with_context(|| format!("event {} has no sequence: {}", received.id, received.event))?;
-            if let Some(before) = last.insert(subject.to_owned(), position) {
+            let subject = event.get("subject").and_then(Value::as_str).unwrap_or_default().to_owned();
+            let position =
+                sequence(&event).with_context(|| format!("event {id} has no sequence: {event}"))?;
+            if let Some(before) = last.insert(subject.clone(), position) {
                 ensure!(before < position, "{subject}: position {position} came after {before}");
             }
+            first.insert(id, event);
         }
         let refused = self.refused();
         ensure!(refused.is_empty(), "requests were refused: {refused:?}");

@@ -16,3 +16,4 @@ pub mod nats;
 pub mod postgres;
 pub mod process;
 pub mod scim;
+pub mod scim2_server;
