@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 /// Everything that can be configured.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Config {
+pub(crate) struct Config {
     /// Where data lives.
     pub storage: StorageConfig,
     /// How clients come in.
@@ -32,7 +32,7 @@ pub struct Config {
 /// `[storage]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct StorageConfig {
+pub(crate) struct StorageConfig {
     /// PostgreSQL URL; empty = SQLite in `data_dir`.
     pub url: String,
     /// Folder of the SQLite files and of a root key that was made at the first start.
@@ -63,7 +63,7 @@ impl Default for StorageConfig {
 /// `[http]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct HttpConfig {
+pub(crate) struct HttpConfig {
     /// Address of the SCIM endpoint.
     pub listen: SocketAddr,
     /// Public base URL, such as `https://scim.example.com`; empty = from the request's `Host`.
@@ -91,7 +91,7 @@ impl Default for HttpConfig {
 /// `[nats]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct NatsConfig {
+pub(crate) struct NatsConfig {
     /// Server URLs, separated by commas; empty = no bus, readers follow the journal itself.
     pub url: String,
     /// Name of the stream that mirrors the journal.
@@ -122,7 +122,7 @@ impl Default for NatsConfig {
 /// `[workers]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct WorkersConfig {
+pub(crate) struct WorkersConfig {
     /// Whether apps may be reached by plain HTTP and at private addresses. For tests and closed networks.
     pub allow_private: bool,
     /// Most deliveries in flight at once.
@@ -140,7 +140,7 @@ impl Default for WorkersConfig {
 /// `[log]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct LogConfig {
+pub(crate) struct LogConfig {
     /// `text` or `json`.
     pub format: LogFormat,
     /// What is logged, in the syntax of `RUST_LOG`.
@@ -150,7 +150,7 @@ pub struct LogConfig {
 /// Form of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum LogFormat {
+pub(crate) enum LogFormat {
     /// For people.
     Text,
     /// For machines, one object a line.
@@ -166,7 +166,7 @@ impl Default for LogConfig {
 impl Config {
     /// Reads the file, if one is named or `annals.toml` lies in the present folder, then the environment:
     /// `ANNALS_STORAGE__URL` is `url` in `[storage]`.
-    pub fn load(file: Option<&Path>) -> anyhow::Result<Config> {
+    pub(crate) fn load(file: Option<&Path>) -> anyhow::Result<Config> {
         let mut figment = Figment::from(Serialized::defaults(Config::default()));
         match file {
             Some(path) if !path.is_file() => {
@@ -183,17 +183,17 @@ impl Config {
     }
 
     /// Every setting with its default, as TOML.
-    pub fn defaults_as_toml() -> anyhow::Result<String> {
+    pub(crate) fn defaults_as_toml() -> anyhow::Result<String> {
         toml::to_string_pretty(&Config::default()).context("writing the defaults")
     }
 
     /// Whether everything runs on this machine alone.
-    pub fn is_embedded(&self) -> bool {
+    pub(crate) fn is_embedded(&self) -> bool {
         self.storage.url.is_empty()
     }
 
     /// Which database.
-    pub fn database(&self) -> Database {
+    pub(crate) fn database(&self) -> Database {
         if self.is_embedded() {
             Database::Sqlite { dir: self.storage.data_dir.clone() }
         } else {
@@ -224,7 +224,7 @@ impl Config {
     }
 
     /// Opens the store.
-    pub async fn open_store(
+    pub(crate) async fn open_store(
         &self,
         clock: Arc<dyn Clock>,
         entropy: Arc<dyn Entropy>,
@@ -245,7 +245,7 @@ impl Config {
     }
 
     /// Whole time of one request to an app.
-    pub fn request_timeout(&self) -> Duration {
+    pub(crate) fn request_timeout(&self) -> Duration {
         Duration::from_secs(self.workers.request_timeout_s)
     }
 }

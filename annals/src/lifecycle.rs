@@ -15,18 +15,18 @@ const IDLE_MAX: Duration = Duration::from_millis(250);
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
 /// How long a stopping process waits for what is in work.
-pub const GRACE: Duration = Duration::from_secs(30);
+pub(crate) const GRACE: Duration = Duration::from_secs(30);
 
 /// The long-running parts of a process, and how they end.
 #[derive(Debug)]
-pub struct Lifecycle {
+pub(crate) struct Lifecycle {
     stop: CancellationToken,
     tasks: JoinSet<()>,
 }
 
 impl Lifecycle {
     /// Nothing runs yet. SIGTERM and SIGINT stop what will.
-    pub fn new() -> anyhow::Result<Lifecycle> {
+    pub(crate) fn new() -> anyhow::Result<Lifecycle> {
         let stop = CancellationToken::new();
         let token = stop.clone();
         let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
@@ -47,18 +47,18 @@ impl Lifecycle {
     }
 
     /// Cancelled when the process is to stop.
-    pub fn stop_token(&self) -> CancellationToken {
+    pub(crate) fn stop_token(&self) -> CancellationToken {
         self.stop.clone()
     }
 
     /// Runs a part until it ends by itself, which it does when the token is cancelled.
-    pub fn run(&mut self, part: impl Future<Output = ()> + Send + 'static) {
+    pub(crate) fn run(&mut self, part: impl Future<Output = ()> + Send + 'static) {
         self.tasks.spawn(part);
     }
 
     /// Steps a part over and over: at once while there is work, after a pause when there is none, with
     /// growing pauses while it fails.
-    pub fn drive<S: Step>(&mut self, name: &'static str, mut part: S) {
+    pub(crate) fn drive<S: Step>(&mut self, name: &'static str, mut part: S) {
         let stop = self.stop.clone();
         self.tasks.spawn(async move {
             let mut backoff = BACKOFF_MIN;
@@ -93,7 +93,7 @@ impl Lifecycle {
     }
 
     /// Waits until the process is told to stop, then for its parts, at most [`GRACE`].
-    pub async fn wait(mut self) {
+    pub(crate) async fn wait(mut self) {
         tokio::select! {
             () = self.stop.cancelled() => {}
             // A part that ends by itself ends the process.
@@ -119,7 +119,7 @@ fn pause_after(progress: &Progress) -> Option<Duration> {
 }
 
 /// A long-running part of the house (design §1.3).
-pub trait Step: Send + 'static {
+pub(crate) trait Step: Send + 'static {
     /// Does a bounded amount of work.
     fn step(&mut self) -> impl Future<Output = anyhow::Result<Progress>> + Send;
 

@@ -13,7 +13,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use commands::{app, audit, bench, connection, deliveries, doctor, events, rebuild, serve, tenant};
+use commands::{app, audit, bench, connection, deliveries, doctor, erase, events, rebuild, serve, tenant};
 use config::Config;
 
 /// An event-sourced SCIM 2.0 service with a message bus.
@@ -64,6 +64,8 @@ enum Command {
     Events(events::Command),
     /// Rebuilds the read model beside the live one, compares, and switches.
     Rebuild,
+    /// Erases a person for good: deletes the user, records it, destroys the key of their history.
+    Erase(erase::Args),
     /// Proof that history was not touched.
     #[command(subcommand)]
     Audit(audit::Command),
@@ -108,6 +110,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Deliveries(command) => deliveries::run(&config, command).await?,
         Command::Events(command) => events::run(&config, command).await?,
         Command::Rebuild => rebuild::run(&config).await?,
+        Command::Erase(args) => erase::run(&config, args).await?,
         Command::Audit(command) => return audit::run(&config, command).await,
         Command::Bench(command) => bench::run(&config, command).await?,
     }

@@ -10,7 +10,7 @@ use crate::config::{LogConfig, LogFormat};
 
 /// The system's clock.
 #[derive(Debug)]
-pub struct SystemClock;
+pub(crate) struct SystemClock;
 
 impl Clock for SystemClock {
     fn now(&self) -> Timestamp {
@@ -21,7 +21,7 @@ impl Clock for SystemClock {
 
 /// The operating system's randomness.
 #[derive(Debug)]
-pub struct OsEntropy;
+pub(crate) struct OsEntropy;
 
 impl Entropy for OsEntropy {
     fn fill(&self, bytes: &mut [u8]) {
@@ -34,7 +34,7 @@ impl Entropy for OsEntropy {
 }
 
 /// Sends log lines to standard error.
-pub fn start_logging(config: &LogConfig) -> anyhow::Result<()> {
+pub(crate) fn start_logging(config: &LogConfig) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(&config.filter).context("reading log.filter")?;
     let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match config.format {
@@ -45,7 +45,7 @@ pub fn start_logging(config: &LogConfig) -> anyhow::Result<()> {
 }
 
 /// Begins to count; the handle renders what `/metrics` answers.
-pub fn start_metrics() -> anyhow::Result<PrometheusHandle> {
+pub(crate) fn start_metrics() -> anyhow::Result<PrometheusHandle> {
     const SECONDS: &[f64] =
         &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
     const SIZES: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0];

@@ -14,7 +14,7 @@ use crate::config::Config;
 use crate::lifecycle::{Lifecycle, Step};
 
 /// Starts the relay and the projector, and the planner, the deliverer and the janitor.
-pub async fn start_parts(
+pub(crate) async fn start_parts(
     lifecycle: &mut Lifecycle,
     config: &Config,
     store: &Store,
@@ -54,7 +54,7 @@ fn owner(store: &Store) -> String {
 }
 
 /// Connects to NATS, if there is one.
-pub async fn connect_nats(config: &Config) -> anyhow::Result<Option<Nats>> {
+pub(crate) async fn connect_nats(config: &Config) -> anyhow::Result<Option<Nats>> {
     if config.nats.url.is_empty() {
         return Ok(None);
     }
@@ -79,7 +79,7 @@ fn feed(store: &Store, nats: Option<&Nats>, name: &str) -> Feed {
 }
 
 /// The HTTP surface's bounds and switches.
-pub fn api_options(config: &Config) -> ApiOptions {
+pub(crate) fn api_options(config: &Config) -> ApiOptions {
     let base_url = config.http.base_url.trim_end_matches('/');
     ApiOptions {
         base_url: (!base_url.is_empty()).then(|| base_url.to_owned()),
@@ -116,7 +116,7 @@ impl Step for DelivererPart {
     }
 
     async fn woken(&self) {
-        self.1.lanes_woken().await;
+        self.1.wait_lanes(Duration::from_secs(60)).await;
     }
 }
 

@@ -134,3 +134,13 @@ async fn unknown_path() -> ApiError {
 async fn wrong_method() -> ApiError {
     ApiError::status(405, "this path has no such method; see Allow")
 }
+
+/// Health and metrics alone, for processes without SCIM.
+pub fn health_router(app: App) -> Router {
+    Router::new()
+        .route("/health/live", get(health::live))
+        .route("/health/ready", get(health::ready))
+        .route("/metrics", get(health::metrics))
+        .fallback(unknown_path)
+        .with_state(app)
+}

@@ -15,7 +15,7 @@ use crate::config::Config;
 
 /// What to do with downstream applications.
 #[derive(Debug, Subcommand)]
-pub enum Command {
+pub(crate) enum Command {
     /// Adds an application; it gets everything that exists, then every change.
     Create {
         /// The tenant.
@@ -91,7 +91,7 @@ pub enum Command {
 }
 
 /// Runs it.
-pub async fn run(config: &Config, command: Command) -> anyhow::Result<()> {
+pub(crate) async fn run(config: &Config, command: Command) -> anyhow::Result<()> {
     let store = open(config).await?;
     match command {
         Command::Create { tenant, app, scim, webhook, credential_file, resource_type, concurrency, rate } => {
@@ -123,13 +123,13 @@ pub async fn run(config: &Config, command: Command) -> anyhow::Result<()> {
             let entity = find(&store, &tenant, &app).await?;
             let credential = read_credential(&credential_file)?;
             store.update_app(&tenant, entity, Some(credential), operator()).await?;
-            store.resume_target(&tenant, &app).await?;
+            store.probe_target(&tenant, &app).await?;
             println!("App {app} has the new credential.");
         }
         Command::Replay { tenant, app, force } => {
             find(&store, &tenant, &app).await?;
-            let due = store.replay_app(&tenant, &app, force).await?;
-            println!("{due} entities are due for {app}.");
+            store.replay_app(&tenant, &app, force).await?;
+            println!("Everything is compared with what {app} has got; a worker does it page by page.");
         }
         Command::Delete { tenant, app } => {
             store.delete_app(&tenant, &app, operator()).await?;
@@ -149,7 +149,7 @@ async fn set_paused(store: &Store, tenant: &TenantId, app: &AppId, paused: bool)
     let entity = App { paused, ..find(store, tenant, app).await? };
     store.update_app(tenant, entity, None, operator()).await?;
     if !paused {
-        store.resume_target(tenant, app).await?;
+        store.probe_target(tenant, app).await?;
     }
     println!("App {app} is {} (within five seconds).", if paused { "paused" } else { "active" });
     Ok(())

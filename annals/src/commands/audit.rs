@@ -9,14 +9,14 @@ use crate::config::Config;
 
 /// What to prove.
 #[derive(Debug, Subcommand)]
-pub enum Command {
+pub(crate) enum Command {
     /// Walks the whole journal: positions, times, hashes, heads; then replays every entity and compares
     /// its state, look-ups and links. Exit code 1 if anything is not as it should be.
     Verify,
 }
 
 /// Runs it.
-pub async fn run(config: &Config, command: Command) -> anyhow::Result<ExitCode> {
+pub(crate) async fn run(config: &Config, command: Command) -> anyhow::Result<ExitCode> {
     let Command::Verify = command;
     let store = open(config).await?;
     let seen = store.verify().await?;

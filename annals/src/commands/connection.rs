@@ -13,7 +13,7 @@ use crate::config::Config;
 
 /// What to do with connections and their tokens.
 #[derive(Debug, Subcommand)]
-pub enum Command {
+pub(crate) enum Command {
     /// Makes a connection: one identity provider's way into a tenant.
     Create {
         /// The tenant.
@@ -68,7 +68,7 @@ pub enum Command {
 
 /// A scope on the command line.
 #[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum ScopeArg {
+pub(crate) enum ScopeArg {
     /// Read resources.
     Read,
     /// Change resources.
@@ -93,7 +93,7 @@ impl From<ScopeArg> for Scope {
 const DAY_MS: i64 = 24 * 60 * 60 * 1_000;
 
 /// Runs it.
-pub async fn run(config: &Config, command: Command) -> anyhow::Result<()> {
+pub(crate) async fn run(config: &Config, command: Command) -> anyhow::Result<()> {
     let store = open(config).await?;
     match command {
         Command::Create { tenant, connection, profile } => {

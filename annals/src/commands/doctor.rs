@@ -29,7 +29,7 @@ impl Report {
 }
 
 /// Looks, changes nothing. Exit code 1 if there is a fault.
-pub async fn run(config: &Config) -> anyhow::Result<ExitCode> {
+pub(crate) async fn run(config: &Config) -> anyhow::Result<ExitCode> {
     let mut report = Report { faults: 0 };
     let opened = config
         .open_store(std::sync::Arc::new(crate::telemetry::SystemClock), std::sync::Arc::new(crate::telemetry::OsEntropy))

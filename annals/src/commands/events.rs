@@ -12,7 +12,7 @@ use crate::config::Config;
 
 /// What to do with the journal's events.
 #[derive(Debug, Subcommand)]
-pub enum Command {
+pub(crate) enum Command {
     /// Prints events as JSON, one a line, and goes on as new ones come.
     Tail {
         /// Begin after this position; default: the last ten events.
@@ -34,7 +34,7 @@ const PAGE_EVENTS: usize = 500;
 const LAST_EVENTS: Position = 10;
 
 /// Runs it.
-pub async fn run(config: &Config, command: Command) -> anyhow::Result<()> {
+pub(crate) async fn run(config: &Config, command: Command) -> anyhow::Result<()> {
     let Command::Tail { after, tenant, payload, no_follow } = command;
     let store = open(config).await?;
     let head = store.head().await?.position;

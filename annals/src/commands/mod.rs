@@ -1,15 +1,16 @@
 //! One file per subcommand.
 
-pub mod app;
-pub mod audit;
-pub mod connection;
-pub mod deliveries;
-pub mod doctor;
-pub mod events;
-pub mod bench;
-pub mod rebuild;
-pub mod serve;
-pub mod tenant;
+pub(crate) mod app;
+pub(crate) mod audit;
+pub(crate) mod connection;
+pub(crate) mod deliveries;
+pub(crate) mod doctor;
+pub(crate) mod erase;
+pub(crate) mod events;
+pub(crate) mod bench;
+pub(crate) mod rebuild;
+pub(crate) mod serve;
+pub(crate) mod tenant;
 
 use std::sync::Arc;
 
@@ -24,7 +25,7 @@ use crate::telemetry::{OsEntropy, SystemClock};
 ///
 /// # Errors
 /// The tables are not those of this build: the command says what to run first.
-pub async fn open(config: &Config) -> anyhow::Result<Store> {
+pub(crate) async fn open(config: &Config) -> anyhow::Result<Store> {
     let store = config.open_store(Arc::new(SystemClock), Arc::new(OsEntropy)).await?;
     if !store.is_migrated().await? {
         if config.is_embedded() && config.storage.migrate_at_start {
@@ -37,12 +38,12 @@ pub async fn open(config: &Config) -> anyhow::Result<Store> {
 }
 
 /// Who runs a command: the account's name.
-pub fn operator() -> Actor {
+pub(crate) fn operator() -> Actor {
     Actor::operator(&std::env::var("USER").unwrap_or_else(|_| "operator".to_owned()))
 }
 
 /// `annals migrate`
-pub async fn migrate(config: &Config) -> anyhow::Result<()> {
+pub(crate) async fn migrate(config: &Config) -> anyhow::Result<()> {
     let store = config.open_store(Arc::new(SystemClock), Arc::new(OsEntropy)).await?;
     store.migrate().await.context("bringing the tables up to date")?;
     println!("The tables are up to date.");
@@ -51,7 +52,7 @@ pub async fn migrate(config: &Config) -> anyhow::Result<()> {
 }
 
 /// `annals config --check`
-pub fn check_config(config: &Config) -> anyhow::Result<()> {
+pub(crate) fn check_config(config: &Config) -> anyhow::Result<()> {
     println!("The configuration is valid.");
     if config.is_embedded() {
         println!("Data: SQLite in {}", config.storage.data_dir.display());

@@ -8,7 +8,7 @@ use super::open;
 use crate::config::Config;
 
 /// Rebuilds the read model beside the live one. Queries go on meanwhile; stopped early, the old one stays.
-pub async fn run(config: &Config) -> anyhow::Result<()> {
+pub(crate) async fn run(config: &Config) -> anyhow::Result<()> {
     let store = open(config).await?;
     let result = tokio::select! {
         result = rebuild(&store) => result,

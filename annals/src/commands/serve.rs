@@ -19,7 +19,7 @@ use crate::wiring;
 
 /// Which parts a process runs.
 #[derive(Clone, Copy, Debug)]
-pub struct Roles {
+pub(crate) struct Roles {
     api: bool,
     projector: bool,
     worker: bool,
@@ -27,13 +27,13 @@ pub struct Roles {
 
 impl Roles {
     /// Everything.
-    pub const ALL: Roles = Roles { api: true, projector: true, worker: true };
+    pub(crate) const ALL: Roles = Roles { api: true, projector: true, worker: true };
     /// SCIM over HTTP.
-    pub const API: Roles = Roles { api: true, projector: false, worker: false };
+    pub(crate) const API: Roles = Roles { api: true, projector: false, worker: false };
     /// Relay and read model.
-    pub const PROJECTOR: Roles = Roles { api: false, projector: true, worker: false };
+    pub(crate) const PROJECTOR: Roles = Roles { api: false, projector: true, worker: false };
     /// Deliveries.
-    pub const WORKER: Roles = Roles { api: false, projector: false, worker: true };
+    pub(crate) const WORKER: Roles = Roles { api: false, projector: false, worker: true };
 
     fn name(self) -> &'static str {
         match (self.api, self.projector, self.worker) {
@@ -46,7 +46,7 @@ impl Roles {
 }
 
 /// Runs until told to stop.
-pub async fn run(config: Config, roles: Roles) -> anyhow::Result<()> {
+pub(crate) async fn run(config: Config, roles: Roles) -> anyhow::Result<()> {
     if config.is_embedded() && !(roles.api && roles.projector && roles.worker) {
         bail!(
             "SQLite is for one process: run `annals serve`, or set storage.url to a PostgreSQL database to \

@@ -10,7 +10,7 @@ use crate::config::Config;
 
 /// What to do with tenants.
 #[derive(Debug, Subcommand)]
-pub enum Command {
+pub(crate) enum Command {
     /// Makes a tenant.
     Create {
         /// Its slug: 1 to 32 of a-z, 0-9 and '-'.
@@ -31,7 +31,7 @@ pub enum Command {
 
 /// A tenant's switches.
 #[derive(Debug, Args)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// `externalId` is unique per resource type and connection.
     #[arg(long)]
     external_id_unique: bool,
@@ -58,7 +58,7 @@ impl From<Settings> for TenantSettings {
 }
 
 /// Runs it.
-pub async fn run(config: &Config, command: Command) -> anyhow::Result<()> {
+pub(crate) async fn run(config: &Config, command: Command) -> anyhow::Result<()> {
     let store = open(config).await?;
     match command {
         Command::Create { tenant, settings } => {

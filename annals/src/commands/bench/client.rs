@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 /// One connection.
-pub struct Connection {
+pub(crate) struct Connection {
     stream: TcpStream,
     head: String,
     answer: Vec<u8>,
@@ -16,7 +16,7 @@ pub struct Connection {
 
 impl Connection {
     /// Connects; every request carries the token.
-    pub async fn open(address: SocketAddr, token: &str) -> anyhow::Result<Connection> {
+    pub(crate) async fn open(address: SocketAddr, token: &str) -> anyhow::Result<Connection> {
         let stream = TcpStream::connect(address).await.context("connecting")?;
         stream.set_nodelay(true)?;
         let head = format!("HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {token}\r\n");
@@ -24,7 +24,7 @@ impl Connection {
     }
 
     /// Sends a request and reads its answer; returns the status and how long it took.
-    pub async fn send(&mut self, method: &str, target: &str, body: &str) -> anyhow::Result<(u16, Duration)> {
+    pub(crate) async fn send(&mut self, method: &str, target: &str, body: &str) -> anyhow::Result<(u16, Duration)> {
         let request = format!(
             "{method} {target} {}Content-Type: application/scim+json\r\nContent-Length: {}\r\n\r\n{body}",
             self.head,
@@ -37,7 +37,7 @@ impl Connection {
     }
 
     /// The last answer's body.
-    pub fn body(&self) -> &[u8] {
+    pub(crate) fn body(&self) -> &[u8] {
         let end = self.answer.windows(4).position(|w| w == b"\r\n\r\n").map_or(0, |end| end + 4);
         &self.answer[end..]
     }
@@ -70,7 +70,7 @@ impl Connection {
 }
 
 /// The `p`-quantile of some durations, in milliseconds. Sorts them.
-pub fn quantile_ms(durations: &mut [Duration], p: f64) -> f64 {
+pub(crate) fn quantile_ms(durations: &mut [Duration], p: f64) -> f64 {
     durations.sort_unstable();
     let last = durations.len().saturating_sub(1);
     let at = (last as f64 * p).round() as usize;

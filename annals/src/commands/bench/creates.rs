@@ -27,7 +27,7 @@ use crate::wiring;
 
 /// Options.
 #[derive(Clone, Debug, clap::Args)]
-pub struct Args {
+pub(crate) struct Args {
     /// Seconds of load on each of the two, in all.
     #[arg(long, default_value_t = 60)]
     seconds: u64,
@@ -62,7 +62,7 @@ impl Load {
 }
 
 /// Runs it against the configured storage, which must be empty: it leaves users behind.
-pub async fn run(config: &Config, args: Args) -> anyhow::Result<()> {
+pub(crate) async fn run(config: &Config, args: Args) -> anyhow::Result<()> {
     let store = open_empty(config).await?;
     let token = tenant(&store).await?;
     let mut lifecycle = Lifecycle::new()?;

@@ -23,7 +23,7 @@ use crate::telemetry::{OsEntropy, SystemClock};
 
 /// What to measure, on the configured storage, which must be empty: users are left behind.
 #[derive(Debug, Subcommand)]
-pub enum Command {
+pub(crate) enum Command {
     /// Durable creates a second over HTTP, beside a bare handler on the same database.
     Creates(creates::Args),
     /// What one request costs as groups and tenants grow.
@@ -31,7 +31,7 @@ pub enum Command {
 }
 
 /// Runs it.
-pub async fn run(config: &Config, command: Command) -> anyhow::Result<()> {
+pub(crate) async fn run(config: &Config, command: Command) -> anyhow::Result<()> {
     match command {
         Command::Creates(args) => creates::run(config, args).await,
         Command::Sizes(args) => sizes::run(config, args).await,

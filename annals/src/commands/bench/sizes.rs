@@ -24,7 +24,7 @@ use crate::wiring;
 
 /// Options.
 #[derive(Clone, Debug, clap::Args)]
-pub struct Args {
+pub(crate) struct Args {
     /// Members of the groups, smallest first.
     #[arg(long, value_delimiter = ',', default_values_t = [10, 10_000, 200_000])]
     members: Vec<usize>,
@@ -40,7 +40,7 @@ const IN_FLIGHT: usize = 512;
 const MEMBERS_PER_PATCH: usize = 10_000;
 
 /// Runs it.
-pub async fn run(config: &Config, args: Args) -> anyhow::Result<()> {
+pub(crate) async fn run(config: &Config, args: Args) -> anyhow::Result<()> {
     let store = open_empty(config).await?;
     let token = tenant(&store).await?;
     let app = App::new(store.clone(), wiring::api_options(config), Readiness::new());
