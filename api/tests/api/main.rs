@@ -1,0 +1,15 @@
+//! The HTTP surface, in process, on SQLite in a temporary folder; one module per behaviour.
+
+mod auth;
+mod dialect_entra;
+mod dialect_okta;
+mod discovery;
+mod etag;
+mod groups;
+mod health;
+mod idempotency;
+mod input;
+mod patch;
+mod search;
+mod users;
+mod world;
