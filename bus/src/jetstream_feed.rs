@@ -37,7 +37,7 @@ pub struct JetStreamFeed {
     nats: Nats,
     name: String,
     journal: JournalFeed,
-    reader: Option<Reader>,
+    reader: Option<Box<Reader>>,
     source: Option<FeedSource>,
     retry_at: Instant,
     /// The stream's first position, if the reader was before it: until then there is no use in trying.
@@ -77,7 +77,7 @@ enum Page {
 
 /// What opening a consumer came to.
 enum Opening {
-    Open(Reader),
+    Open(Box<Reader>),
     /// Retention has dropped what is asked for; the stream begins here.
     Before(Position),
     No(String),
@@ -221,7 +221,7 @@ impl JetStreamFeed {
         }
         let sequence = u64::try_from(start).unwrap_or(1);
         match self.nats.read_from(sequence).await {
-            Ok(messages) => Ok(Opening::Open(Reader { epoch, messages, next: after + 1 })),
+            Ok(messages) => Ok(Opening::Open(Box::new(Reader { epoch, messages, next: after + 1 }))),
             Err(error) => Ok(Opening::No(format!("the stream cannot be read: {error}"))),
         }
     }

@@ -12,7 +12,7 @@ use annals_store::StoreError;
 
 pub use project::Projector;
 pub use rebuild::{Rebuild, Rebuilding};
-pub use relay::{LowestCheckpoint, Relay};
+pub use relay::{LowestCheckpoint, Relay, WINDOW_BYTES_MAX, WINDOW_MESSAGES_MAX};
 
 /// What stops a step. The caller tries again later.
 #[derive(Debug, thiserror::Error)]
