@@ -77,6 +77,11 @@ impl Server {
         format!("nats://127.0.0.1:{}", self.port)
     }
 
+    /// Where JetStream keeps its data. To be copied or replaced only while the server is down.
+    pub fn store_folder(&self) -> PathBuf {
+        self.folder.path().join("store")
+    }
+
     /// What the server logged.
     pub fn log(&self) -> String {
         self.child.as_ref().map(Child::log).unwrap_or_default()
@@ -111,7 +116,7 @@ impl Server {
         if self.child.is_some() {
             bail!("nats-server must be down before its data can go");
         }
-        let store = self.folder.path().join("store");
+        let store = self.store_folder();
         if store.exists() {
             std::fs::remove_dir_all(&store).context("deleting JetStream's folder")?;
         }
@@ -125,7 +130,7 @@ impl Server {
     pub async fn restart(&mut self) -> Result<()> {
         self.child.take();
         let config = self.folder.path().join("nats.conf");
-        let store = self.folder.path().join("store");
+        let store = self.store_folder();
         let text = format!(
             "listen: 127.0.0.1:{}\nmax_payload: 1048576\njetstream {{\n  store_dir: {:?}\n  \
              max_memory_store: 64MB\n  max_file_store: 2GB\n}}\n",
