@@ -394,3 +394,18 @@ fn scripts_can_be_run() {
         assert_eq!(mode & 0o111, 0o111, "{script} is not executable");
     }
 }
+
+#[test]
+fn alerts_ask_for_metrics_that_exist() {
+    let alerts = read(Path::new("deploy/prometheus/alerts.yml"));
+    let sources: String =
+        rust_files().iter().filter(|file| !file.starts_with("testkit")).map(|f| read(f)).collect();
+    let mut found = Vec::new();
+    for rest in alerts.split("annals_").skip(1) {
+        let name: String = rest.chars().take_while(|c| c.is_ascii_lowercase() || *c == '_').collect();
+        if !sources.contains(&format!("\"annals_{name}\"")) {
+            found.push(format!("annals_{name}"));
+        }
+    }
+    assert_none("alerts on metrics that nobody counts", &found);
+}
