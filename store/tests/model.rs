@@ -1064,7 +1064,8 @@ const USERS: usize = 6;
 const GROUPS: usize = 4;
 
 fn population() -> impl Strategy<Value = Population> {
-    let group = (prop::option::of(text()), prop::collection::vec(0..USERS + GROUPS, 0..5));
+    let member = prop_oneof![1 => 0..3usize, 1 => 0..USERS, 2 => USERS..USERS + GROUPS];
+    let group = (prop::option::of(text()), prop::collection::vec(member, 0..5));
     (
         prop::collection::vec(user_content(), USERS),
         prop::collection::vec(group, GROUPS),
@@ -1073,11 +1074,28 @@ fn population() -> impl Strategy<Value = Population> {
         .prop_map(|(users, groups, deleted)| Population { users, groups, deleted })
 }
 
+/// What parts of links are compared with.
+fn link_text() -> impl Strategy<Value = String> {
+    const FIXED: &[&str] = &["u0", "u1", "g0", "g1", "g2", "g3", "direct", "indirect", "User", "group", "in"];
+    prop_oneof![3 => prop::sample::select(FIXED).prop_map(str::to_owned), 1 => text()]
+}
+
+fn link(paths: &'static [&'static str]) -> impl Strategy<Value = String> {
+    compared(paths, link_text())
+}
+
 fn comparison(paths: &'static [&'static str]) -> impl Strategy<Value = String> {
+    compared(paths, text())
+}
+
+fn compared(
+    paths: &'static [&'static str],
+    literal: impl Strategy<Value = String>,
+) -> impl Strategy<Value = String> {
     let op = prop::sample::select(&["eq", "ne", "co", "sw", "ew", "gt", "ge", "lt", "le"][..]);
     let path = prop::sample::select(paths);
     prop_oneof![
-        8 => (path.clone(), op, text()).prop_map(|(path, op, literal)| format!("{path} {op} {}", json!(literal))),
+        8 => (path.clone(), op, literal).prop_map(|(path, op, literal)| format!("{path} {op} {}", json!(literal))),
         1 => path.clone().prop_map(|path| format!("{path} pr")),
         1 => path.clone().prop_map(|path| format!("{path} eq null")),
         1 => path.prop_map(|path| format!("{path} ne null")),
@@ -1108,9 +1126,6 @@ fn user_filter() -> impl Strategy<Value = String> {
         "nickName",
         "meta.version",
         "meta.resourceType",
-        "groups.value",
-        "groups.display",
-        "groups.type",
     ];
     let flag = prop::sample::select(&["active", "emails.primary"][..]);
     let flag = (flag, prop::sample::select(&["eq true", "eq false", "ne true", "pr", "eq null"][..]));
@@ -1125,7 +1140,8 @@ fn user_filter() -> impl Strategy<Value = String> {
         6 => comparison(PLAIN),
         1 => flag.prop_map(|(path, op)| format!("{path} {op}")),
         3 => combined(emails, 2).prop_map(|f| format!("emails[{f}]")),
-        2 => combined(comparison(&["value", "type", "display"]), 2).prop_map(|f| format!("groups[{f}]")),
+        2 => combined(link(&["value", "type", "display"]), 2).prop_map(|f| format!("groups[{f}]")),
+        2 => link(&["groups.value", "groups.type", "groups.display", "groups"]),
         1 => Just("name pr".to_owned()),
         1 => Just("emails pr".to_owned()),
         1 => Just("name eq null".to_owned()),
