@@ -508,6 +508,7 @@ pub fn decode(
         .strip_prefix(TYPE_PREFIX)
         .and_then(|rest| rest.strip_prefix(percent(&kind).as_str()))
         .and_then(|rest| rest.strip_prefix(".v"))
+        .filter(|version| version.bytes().all(|byte| byte.is_ascii_digit()))
         .and_then(|version| version.parse::<u32>().ok())
         .ok_or_else(|| foreign(header::TYPE, "does not agree with the kind"))?;
 
@@ -557,6 +558,9 @@ pub fn decode(
         "erased" => Err(foreign("body", "is there, though the person was erased")),
         "sealed" => {
             reader.exactly(header::CONTENT_TYPE, "application/octet-stream")?;
+            if body_version != schema_version {
+                return Err(foreign(header::TYPE, "does not agree with the schema version"));
+            }
             let key_id = reader.decoded(header::KEY_ID)?;
             Ok(Decoded::Sealed(Box::new(StoredEvent {
                 position,
