@@ -161,7 +161,8 @@ async fn authenticate(parts: &mut Parts, app: &App) -> Result<Option<Caller>> {
     let context = parts.extensions.get::<Arc<RequestContext>>().cloned().unwrap_or_default();
     // A second extractor of the same request brings the same principal.
     let first = context.principal.set(principal.clone()).is_ok();
-    if let Some(tenant) = path_param(parts, "tenant").await
+    tracing::Span::current().record("tenant", principal.tenant.as_str());
+    if let Some(tenant) = path_param(parts, "tenant").await?
         && tenant != principal.tenant.as_str()
     {
         return Err(ApiError::not_found("no such tenant"));

@@ -24,7 +24,7 @@ pub(crate) struct Named(String);
 impl<S: Sync> FromRequestParts<S> for Named {
     type Rejection = ApiError;
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self> {
-        Ok(Named(path_param(parts, "id").await.unwrap_or_default()))
+        Ok(Named(path_param(parts, "id").await?.unwrap_or_default()))
     }
 }
 

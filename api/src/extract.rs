@@ -27,9 +27,13 @@ use crate::json;
 const IDEMPOTENCY_KEY_BYTES_MAX: usize = 255;
 
 /// A parameter of the matched route, percent-decoded once; `None` if the route has none of that name.
-pub(crate) async fn path_param(parts: &mut Parts, name: &str) -> Option<String> {
-    let params = RawPathParams::from_request_parts(parts, &()).await.ok()?;
-    params.iter().find(|(key, _)| *key == name).map(|(_, value)| value.to_owned())
+///
+/// # Errors
+/// 404 if any of them is not valid UTF-8: no such path was ever given out.
+pub(crate) async fn path_param(parts: &mut Parts, name: &str) -> Result<Option<String>> {
+    let params = RawPathParams::from_request_parts(parts, &()).await;
+    let params = params.map_err(|_| ApiError::not_found("no such path"))?;
+    Ok(params.iter().find(|(key, _)| *key == name).map(|(_, value)| value.to_owned()))
 }
 
 /// The resource type that the path names.
@@ -38,7 +42,7 @@ pub(crate) struct Endpoint(pub(crate) Arc<ResourceType>);
 impl FromRequestParts<App> for Endpoint {
     type Rejection = ApiError;
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self> {
-        let name = path_param(parts, "endpoint").await.unwrap_or_default();
+        let name = path_param(parts, "endpoint").await?.unwrap_or_default();
         match app.store.registry().by_endpoint(&name) {
             Some(resource_type) => Ok(Endpoint(resource_type.clone())),
             None => Err(ApiError::not_found("no such path")),
@@ -58,7 +62,7 @@ impl FromRequestParts<App> for Target {
     type Rejection = ApiError;
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self> {
         let Endpoint(resource_type) = Endpoint::from_request_parts(parts, app).await?;
-        let id = path_param(parts, "id").await.unwrap_or_default();
+        let id = path_param(parts, "id").await?.unwrap_or_default();
         Ok(Target { resource_type, id: ResourceId::from_text(&id) })
     }
 }
@@ -78,7 +82,7 @@ impl Target {
 
 /// The absolute URI in front of `/Users`: as configured, or as the client named us.
 pub(crate) async fn base_of(parts: &mut Parts, options: &ApiOptions) -> Result<Arc<str>> {
-    let prefix = match path_param(parts, "tenant").await {
+    let prefix = match path_param(parts, "tenant").await? {
         Some(tenant) => format!("/t/{tenant}/scim/v2"),
         None => "/scim/v2".to_owned(),
     };
@@ -213,7 +217,7 @@ impl FromRequest<App> for ScimBody {
     async fn from_request(request: Request, app: &App) -> Result<Self> {
         let (mut parts, body) = request.into_parts();
         check_media_type(&parts.headers)?;
-        let (bytes_max, name) = limit(&mut parts, app).await;
+        let (bytes_max, name) = limit(&mut parts, app).await?;
         check_length(&parts.headers, bytes_max, name)?;
         let read = read_body(body, bytes_max, name);
         let bytes = match tokio::time::timeout(app.options.body_timeout, read).await {
@@ -245,20 +249,19 @@ fn check_media_type(headers: &HeaderMap) -> Result<()> {
 }
 
 /// How much the request may bring, and the name of that bound.
-async fn limit(parts: &mut Parts, app: &App) -> (usize, &'static str) {
+async fn limit(parts: &mut Parts, app: &App) -> Result<(usize, &'static str)> {
     let options = &app.options;
     let changes = parts.method == Method::PUT || parts.method == Method::PATCH;
-    let has_members = match path_param(parts, "endpoint").await {
+    let has_members = match path_param(parts, "endpoint").await? {
         Some(name) if changes => {
             app.store.registry().by_endpoint(&name).is_some_and(|rt| rt.link_attribute().is_some())
         }
         _ => false,
     };
-    if has_members {
-        (options.group_body_bytes_max, "group_body_bytes_max")
-    } else {
-        (options.body_bytes_max, "body_bytes_max")
-    }
+    Ok(match has_members {
+        true => (options.group_body_bytes_max, "group_body_bytes_max"),
+        false => (options.body_bytes_max, "body_bytes_max"),
+    })
 }
 
 fn too_large(bytes_max: usize, name: &str) -> ApiError {

@@ -9,7 +9,7 @@ use annals_domain::scim::dialect::ResponseMediaType;
 use annals_store::tenants::Principal;
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::header::{ACCEPT, CONTENT_TYPE};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Uri};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures::FutureExt;
@@ -55,7 +55,7 @@ pub(crate) async fn observe(State(app): State<App>, mut request: Request, next: 
     let route = request.extensions().get::<MatchedPath>().map_or("unmatched", |m| m.as_str()).to_owned();
     let span = tracing::info_span!(
         "request",
-        method = %method,
+        method = label(&method),
         route,
         request_id = context.id,
         tenant = tracing::field::Empty,
@@ -67,22 +67,25 @@ pub(crate) async fn observe(State(app): State<App>, mut request: Request, next: 
         tracing::error!("a handler panicked");
         ApiError::Panic.into_response()
     });
-    let principal = context.principal.get();
-    if let Some(principal) = principal {
-        span.record("tenant", principal.tenant.as_str());
-    }
-    settle_media_type(&mut response, accept, principal.map(|p| &**p));
+    settle_media_type(&mut response, accept, context.principal.get().map(|p| &**p));
     if let Ok(id) = HeaderValue::from_str(&context.id) {
         response.headers_mut().insert(REQUEST_ID, id);
     }
     let status = response.status().as_u16();
     let elapsed = started.elapsed();
-    let labels = [("method", method.to_string()), ("route", route.clone()), ("status", status.to_string())];
+    let method = label(&method);
+    let labels = [("method", method.to_owned()), ("route", route.clone()), ("status", status.to_string())];
     metrics::counter!("annals_http_requests_total", &labels).increment(1);
     metrics::histogram!("annals_http_request_duration_seconds", &labels[..2]).record(elapsed.as_secs_f64());
     let duration_ms = elapsed.as_millis() as u64;
     tracing::info!(status, duration_ms, "{method} {route} answered {status} in {duration_ms} ms");
     response
+}
+
+/// The method as a label: a client may invent methods, but no time series.
+fn label(method: &Method) -> &str {
+    let known = [Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::PATCH, Method::DELETE];
+    if known.contains(method) { method.as_str() } else { "other" }
 }
 
 /// Refuses a request at once if too many are being served. Health and metrics are outside of it.
@@ -144,23 +147,28 @@ fn traceparent(headers: &HeaderMap) -> Option<String> {
     (version == "00" && parts.next().is_none() && !zero(trace) && !zero(parent)).then(|| text.to_owned())
 }
 
-/// The path as routes know it: no empty segments (`//Users`, `/Users/`), and the segment after the base in
-/// our spelling (`/users`, EP-006). Ids are left alone.
+/// The path as routes know it: no empty segments (`//Users`, `/Users/`), with our version if none is named
+/// (VB-003), and the segment after the base in our spelling (`/users`, EP-006). Ids are left alone.
 pub(crate) fn canonical_uri(uri: &Uri, endpoints: &[String]) -> Option<(Uri, bool)> {
     let path = uri.path();
     let mut segments: Vec<&str> = path.split('/').filter(|s| !s.is_empty()).collect();
-    let at = match segments.as_slice() {
-        ["scim", "v2", _, ..] => Some(2),
-        ["t", _, "scim", "v2", _, ..] => Some(4),
-        _ => None,
+    let base = match segments.as_slice() {
+        ["scim", ..] => 1,
+        ["t", _, "scim", ..] => 3,
+        _ => segments.len(),
     };
+    let ours = |segment: &str| endpoints.iter().find(|e| e.eq_ignore_ascii_case(segment));
+    if segments.get(base).is_some_and(|segment| ours(segment).is_some()) {
+        segments.insert(base, "v2");
+    }
     let mut respelt = false;
-    if let Some(at) = at {
-        let given = segments[at];
-        if let Some(ours) = endpoints.iter().find(|e| e.eq_ignore_ascii_case(given) && *e != given) {
-            segments[at] = ours;
-            respelt = true;
-        }
+    if segments.get(base) == Some(&"v2")
+        && let Some(given) = segments.get_mut(base + 1)
+        && let Some(ours) = ours(given)
+        && ours != given
+    {
+        *given = ours;
+        respelt = true;
     }
     let canonical = format!("/{}", segments.join("/"));
     if canonical == path {
@@ -188,6 +196,10 @@ mod tests {
         assert_eq!(of("/scim/v2/?filter=a%20b"), Some(("/scim/v2?filter=a%20b".into(), false)));
         assert_eq!(of("/t/acme/scim/v2/USERS/AbC"), Some(("/t/acme/scim/v2/Users/AbC".into(), true)));
         assert_eq!(of("/scim/v2/Users/users"), None);
+        assert_eq!(of("/scim/Users/1"), Some(("/scim/v2/Users/1".into(), false)));
+        assert_eq!(of("/t/acme/scim/Schemas"), Some(("/t/acme/scim/v2/Schemas".into(), false)));
+        assert_eq!(of("/scim/v1/Users"), None);
+        assert_eq!(of("/scim/nope"), None);
         assert_eq!(of("/"), None);
     }
 

@@ -121,7 +121,7 @@ async fn other_version(request: Request) -> ApiError {
     let path = request.uri().path();
     let version = path.split('/').skip_while(|s| *s != "scim").nth(1).unwrap_or_default();
     let digits = version.strip_prefix(['v', 'V']).unwrap_or_default();
-    if !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()) {
+    if !digits.is_empty() && digits != "2" && digits.bytes().all(|b| b.is_ascii_digit()) {
         return ApiError::bad(ScimType::InvalidVers, "only version 2 of SCIM is served: use /scim/v2");
     }
     ApiError::not_found("no such path; SCIM is at /scim/v2")

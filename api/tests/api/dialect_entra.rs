@@ -78,7 +78,7 @@ async fn entra_off_lifecycle() {
         assert_eq!(answer.is(200).body[ENT]["manager"]["value"], boss);
         assert_eq!(answer.body[ENT]["manager"]["displayName"], "Ines Roth");
         let check = encode(&format!("id eq \"{id}\" and manager eq \"{boss}\""));
-        assert_eq!(world.get(&format!("/Users?filter={check}&attributes=id")).await.ids(), [id.clone()]);
+        assert_eq!(world.get(&format!("/Users?filter={check}&attributes=id")).await.ids(), [id.as_str()]);
         for (text, active) in [("False", false), ("True", true)] {
             let answer =
                 world.patch(&path, json!([{"op": "Replace", "path": "active", "value": text}])).await;
@@ -109,7 +109,7 @@ async fn entra_on_lifecycle() {
         let answer = world.patch(&path, json!([{"op": "replace", "path": "active", "value": false}])).await;
         assert_eq!(answer.is(200).body["active"], false);
         // EN-015: an inactive user is still found.
-        assert_eq!(world.filter("/Users", "userName eq \"ines@acme.test\"").await.ids(), [id.clone()]);
+        assert_eq!(world.filter("/Users", "userName eq \"ines@acme.test\"").await.ids(), [id.as_str()]);
         world.delete(&path).await.is(204);
     }
 }
@@ -181,7 +181,7 @@ async fn entra_group_many_parallel_members() {
     assert_eq!(world.members(&group).await, left, "EN-072: only the listed ones went");
     let check = encode(&format!("id eq \"{group}\" and members eq \"{}\"", ids[150]));
     let answer = world.get(&format!("/Groups?filter={check}&excludedAttributes=members")).await;
-    assert_eq!(answer.ids(), [group.clone()], "EN-078a");
+    assert_eq!(answer.ids(), [group.as_str()], "EN-078a");
     assert_eq!(answer.body["Resources"][0].get("members"), None);
     let gone = encode(&format!("id eq \"{group}\" and members eq \"{}\"", ids[50]));
     assert!(world.get(&format!("/Groups?filter={gone}&attributes=id")).await.ids().is_empty());
@@ -250,7 +250,7 @@ async fn entra_groups_are_found_without_their_members_and_names_are_unique() {
     assert_eq!(probe.is(200).body["totalResults"], 0, "EN-031");
     let id = group(&world, "Blue Team").await;
     let found = world.get("/Groups?excludedAttributes=members&filter=displayName+eq+%22blue+team%22").await;
-    assert_eq!(found.ids(), [id.clone()], "V13");
+    assert_eq!(found.ids(), [id.as_str()], "V13");
     world.post("/Groups", json!({"displayName": "BLUE TEAM"})).await.is_error(409, "uniqueness");
     let path = format!("/Groups/{id}");
     world.patch(&path, json!([{"op": "replace", "value": {"externalId": "e2"}}])).await.is(204);

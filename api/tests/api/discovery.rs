@@ -49,7 +49,9 @@ async fn resource_types_and_schemas_are_listed_and_found_by_id() {
     let schemas = world.call("GET", "/Schemas").anonymous().send().await;
     assert_eq!(schemas.body["totalResults"], 6, "RT-002: those of discovery, too");
     assert!(!schemas.body.to_string().contains("null"), "RT-006");
-    assert!(!schemas.body.to_string().contains("api:messages"), "RT-003");
+    let ids: Vec<&str> =
+        schemas.body["Resources"].as_array().unwrap().iter().map(|s| s["id"].as_str().unwrap()).collect();
+    assert!(ids.iter().all(|id| !id.contains("api:messages")), "RT-003: {ids:?}");
     for path in [
         format!("/Schemas/{USER}"),
         format!("/Schemas/{}", USER.to_uppercase()),
@@ -135,7 +137,12 @@ async fn vb002_other_versions_are_refused() {
         world.get(path).await.is_error(400, "invalidVers");
     }
     world.get("/scim/vx/Users").await.is_error(404, "");
-    world.get("/scim/Users").await.is_error(404, "");
+    world.get("/scim/v2").await.is(200);
+    world.get("/scim").await.is_error(404, "");
+    // VB-003: without a version, the newest.
+    let body = json!({"schemas": [USER], "userName": "bo"});
+    let answer = world.post("/scim/Users", body).await;
+    assert!(answer.is(201).header("location").starts_with("https://scim.test/scim/v2/Users/"));
 }
 
 #[tokio::test]

@@ -9,6 +9,7 @@ mod groups;
 mod health;
 mod idempotency;
 mod input;
+mod observe;
 mod patch;
 mod search;
 mod users;

@@ -255,7 +255,7 @@ async fn x44_a_deactivated_user_stays_a_member_and_is_found() {
         .await
         .is(200);
     assert!(world.members(&f.g1).await.contains(&f.u1));
-    assert_eq!(world.filter("/Users", "title eq \"Engineer\"").await.ids(), [f.u1.clone()]);
+    assert_eq!(world.filter("/Users", "title eq \"Engineer\"").await.ids(), [f.u1.as_str()]);
     assert_eq!(world.filter("/Users", "externalId eq \"E-1\"").await.ids(), [f.u1]);
 }
 
