@@ -207,6 +207,14 @@ pub enum PendingChange {
         /// The entity referred to.
         member: ResourceId,
     },
+    /// The other way round: another entity refers to the lane's own and is to send that again, because
+    /// the target forgot it.
+    Renew {
+        /// `members`, `manager`, …
+        attribute: String,
+        /// The entity that refers to the lane's own.
+        holder: ResourceId,
+    },
     /// Nothing waits but members.
     ClearReferences,
     /// Nothing waits.

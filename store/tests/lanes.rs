@@ -643,7 +643,7 @@ async fn remote_ids_are_found_both_ways(f: Fixture) {
     assert_eq!(found.len(), 2);
     assert_eq!(found[&id("u1")], "same");
     let other = f.store.linked_to(&key("app", "u1"), "same").await.unwrap();
-    assert_eq!(other, Some((id("u2"), false)));
+    assert_eq!(other, Some((id("u2"), LaneState::Idle)));
     assert_eq!(f.store.linked_to(&key("app", "u1"), "none").await.unwrap(), None);
 }
 

@@ -279,16 +279,16 @@ impl Store {
         found.iter().map(|row| Ok((ResourceId::from_text(&row.text(0)?), row.text(1)?))).collect()
     }
 
-    /// Another entity that is linked to this id at the app, and whether its lane still has to delete it.
-    pub async fn linked_to(&self, key: &LaneKey, remote_id: &str) -> Result<Option<(ResourceId, bool)>> {
-        let select = sql("SELECT l.id, l.deleted FROM lanes.lane l WHERE l.tenant = $1 AND l.app = $2 \
+    /// Another entity that is linked to this id at the app, and where its lane stands.
+    pub async fn linked_to(&self, key: &LaneKey, remote_id: &str) -> Result<Option<(ResourceId, LaneState)>> {
+        let select = sql("SELECT l.id, l.state FROM lanes.lane l WHERE l.tenant = $1 AND l.app = $2 \
              AND l.remote_id = $3 AND l.id <> $4 ORDER BY l.id LIMIT 1")
         .bind(&key.tenant)
         .bind(&key.app)
         .bind(remote_id)
         .bind(&key.id);
         let row = self.backend().fetch_optional(Area::Lanes, select).await?;
-        row.map(|row| Ok((ResourceId::from_text(&row.text(0)?), row.flag(1)?))).transpose()
+        row.map(|row| Ok((ResourceId::from_text(&row.text(0)?), LaneState::stored(&row.text(1)?)?))).transpose()
     }
 
     /// The references of a lane's entity that wait for other lanes, after one given, at most `max`.
@@ -594,6 +594,17 @@ async fn write_pending(tx: &mut Tx, key: &LaneKey, changes: &[PendingChange]) ->
             }
             PendingChange::Done { attribute, member } => {
                 done.push(vec![attribute.into(), member.into(), false.into()]);
+            }
+            PendingChange::Renew { attribute, holder } => {
+                let insert = sql("INSERT INTO lanes.pending_member \
+                     (tenant, app, member_id, group_id, attribute, parked) VALUES ($1, $2, $3, $4, $5, 0) \
+                     ON CONFLICT (tenant, app, member_id, group_id, attribute) DO UPDATE SET parked = 0")
+                .bind(&key.tenant)
+                .bind(&key.app)
+                .bind(&key.id)
+                .bind(holder)
+                .bind(attribute);
+                tx.execute(insert).await?;
             }
             PendingChange::ClearReferences => {
                 let delete = sql("DELETE FROM lanes.pending_member \
