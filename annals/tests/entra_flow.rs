@@ -246,18 +246,21 @@ async fn change_members(
     add: bool,
     ids: &[String],
 ) -> Result<()> {
-    let mut tasks = JoinSet::new();
+    let mut tasks: JoinSet<Result<()>> = JoinSet::new();
     for (n, id) in ids.iter().enumerate() {
         if tasks.len() >= IN_FLIGHT {
-            tasks.join_next().await.context("a task")???;
+            tasks.join_next().await.context("a task")??;
         }
         let operations = member_operation(entra.on(), add, id);
         let scim = nodes[n % nodes.len()].clone();
         let path = format!("/Groups/{group}");
-        tasks.spawn(async move { scim.patch(&path, operations).await?.expect(204).map(drop).map(Ok) });
+        tasks.spawn(async move {
+            scim.patch(&path, operations).await?.expect(204)?;
+            Ok(())
+        });
     }
     while let Some(done) = tasks.join_next().await {
-        let _: Result<()> = done??;
+        done??;
     }
     Ok(())
 }

@@ -422,7 +422,7 @@ impl Checkers {
                 events.get(&position).with_context(|| format!("position {position} is only in NATS"))?;
             let header = |name: &str| stored.headers.get(name).map(|value| value.as_str().to_owned());
             ensure!(
-                header(message::header::SEQUENCE) == Some(position.to_string())
+                header(message::header::SEQUENCE).and_then(|text| text.parse().ok()) == Some(position)
                     && header(message::header::ID) == Some(event.event_id.to_string()),
                 "sequence {sequence} is not position {position}: {:?}",
                 stored.headers

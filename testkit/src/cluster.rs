@@ -150,13 +150,13 @@ impl Cluster {
         self.checkers.all().await.with_context(|| self.tail())
     }
 
-    /// The end of every process's log, for a failing test to show.
+    /// The end of every process's log, for a failing test to show: what is not about single requests.
     fn tail(&self) -> String {
-        const LINES: usize = 40;
+        const LINES: usize = 25;
         let mut all = String::new();
         for process in &self.processes {
             let log = process.log();
-            let lines: Vec<&str> = log.lines().collect();
+            let lines: Vec<&str> = log.lines().filter(|line| !line.contains(" answered ")).collect();
             let last = lines.len().saturating_sub(LINES);
             all.push_str(&format!(
                 "== {:?} {}\n{}\n",

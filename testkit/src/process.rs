@@ -131,6 +131,7 @@ impl Installation {
         let keep = ["PATH", "HOME", "TMPDIR", "LANG", "TZ"];
         let kept = keep.iter().filter_map(|name| Some((*name, std::env::var_os(name)?)));
         command.args(arguments).env_clear().envs(kept).current_dir(self.folder.path());
+        command.env("NO_COLOR", "1");
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command
     }
