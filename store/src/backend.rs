@@ -187,21 +187,72 @@ impl Rows {
         sql
     }
 
+    fn bind_postgres(self, out: &mut PgArguments) -> Result<()> {
+        let mut ints: Vec<Vec<Option<i64>>> = Vec::new();
+        let mut texts: Vec<Vec<Option<String>>> = Vec::new();
+        let mut bytes: Vec<Vec<Option<Vec<u8>>>> = Vec::new();
+        for (_, kind) in self.columns {
+            match kind {
+                Col::Int => ints.push(Vec::with_capacity(self.rows.len())),
+                Col::Text => texts.push(Vec::with_capacity(self.rows.len())),
+                Col::Bytes => bytes.push(Vec::with_capacity(self.rows.len())),
+            }
+        }
+        for row in self.rows {
+            let (mut i, mut t, mut b) = (0, 0, 0);
+            for (arg, (_, kind)) in row.into_iter().zip(self.columns) {
+                match kind {
+                    Col::Int => {
+                        ints[i].push(if let Arg::Int(v) = arg { v } else { None });
+                        i += 1;
+                    }
+                    Col::Text => {
+                        texts[t].push(if let Arg::Text(v) = arg { v } else { None });
+                        t += 1;
+                    }
+                    Col::Bytes => {
+                        bytes[b].push(if let Arg::Bytes(v) = arg { v } else { None });
+                        b += 1;
+                    }
+                }
+            }
+        }
+        let (mut ints, mut texts, mut bytes) = (ints.into_iter(), texts.into_iter(), bytes.into_iter());
+        for (_, kind) in self.columns {
+            match kind {
+                Col::Int => out.add(ints.next().unwrap_or_default()),
+                Col::Text => out.add(texts.next().unwrap_or_default()),
+                Col::Bytes => out.add(bytes.next().unwrap_or_default()),
+            }
+            .map_err(StoreError::bind)?;
+        }
+        Ok(())
+    }
+
     fn to_json(&self) -> String {
-        let rows: Vec<serde_json::Value> = self
-            .rows
-            .iter()
-            .map(|row| {
-                row.iter()
-                    .map(|arg| match arg {
-                        Arg::Int(v) => serde_json::Value::from(*v),
-                        Arg::Text(v) => serde_json::Value::from(v.clone()),
-                        Arg::Bytes(v) => serde_json::Value::from(v.as_ref().map(hex::encode)),
-                    })
-                    .collect()
-            })
-            .collect();
-        serde_json::Value::from(rows).to_string()
+        let mut json = String::with_capacity(64 * self.rows.len() * self.columns.len());
+        json.push('[');
+        for (n, row) in self.rows.iter().enumerate() {
+            json.push_str(if n == 0 { "[" } else { ",[" });
+            for (i, arg) in row.iter().enumerate() {
+                if i > 0 {
+                    json.push(',');
+                }
+                match arg {
+                    Arg::Int(Some(v)) => json.push_str(&v.to_string()),
+                    Arg::Text(Some(v)) => json.push_str(&serde_json::Value::from(v.as_str()).to_string()),
+                    Arg::Bytes(Some(v)) => {
+                        json.push('"');
+                        json.push_str(&hex::encode(v));
+                        json.push('"');
+                    }
+                    Arg::Int(None) | Arg::Text(None) | Arg::Bytes(None) => json.push_str("null"),
+                }
+            }
+            json.push(']');
+        }
+        json.push(']');
+        json
     }
 }
 
@@ -232,13 +283,22 @@ impl Sql {
     }
 
     fn for_postgres(self) -> Result<(String, PgArguments)> {
+        let mut out = PgArguments::default();
+        let text = self.append_postgres(0, &mut out)?;
+        Ok((text, out))
+    }
+
+    /// Adds the arguments, and returns the text with its placeholders moved on by `offset`.
+    fn append_postgres(self, offset: usize, out: &mut PgArguments) -> Result<String> {
         let mut text = self
             .text
             .replace("{for_update}", "FOR UPDATE")
             .replace("{skip_locked}", "FOR UPDATE SKIP LOCKED");
-        let mut out = PgArguments::default();
+        if offset > 0 {
+            text = renumber(&text, offset);
+        }
         if let Some(rows) = &self.rows {
-            text = text.replace("{rows}", &rows.relation_postgres(self.args.len() + 1));
+            text = text.replace("{rows}", &rows.relation_postgres(offset + self.args.len() + 1));
         }
         for arg in self.args {
             match arg {
@@ -249,59 +309,36 @@ impl Sql {
             .map_err(StoreError::bind)?;
         }
         if let Some(rows) = self.rows {
-            let mut ints: Vec<Vec<Option<i64>>> = Vec::new();
-            let mut texts: Vec<Vec<Option<String>>> = Vec::new();
-            let mut bytes: Vec<Vec<Option<Vec<u8>>>> = Vec::new();
-            for (_, kind) in rows.columns {
-                match kind {
-                    Col::Int => ints.push(Vec::with_capacity(rows.rows.len())),
-                    Col::Text => texts.push(Vec::with_capacity(rows.rows.len())),
-                    Col::Bytes => bytes.push(Vec::with_capacity(rows.rows.len())),
-                }
-            }
-            for row in rows.rows {
-                let (mut i, mut t, mut b) = (0, 0, 0);
-                for (arg, (_, kind)) in row.into_iter().zip(rows.columns) {
-                    match kind {
-                        Col::Int => {
-                            ints[i].push(if let Arg::Int(v) = arg { v } else { None });
-                            i += 1;
-                        }
-                        Col::Text => {
-                            texts[t].push(if let Arg::Text(v) = arg { v } else { None });
-                            t += 1;
-                        }
-                        Col::Bytes => {
-                            bytes[b].push(if let Arg::Bytes(v) = arg { v } else { None });
-                            b += 1;
-                        }
-                    }
-                }
-            }
-            let (mut ints, mut texts, mut bytes) = (ints.into_iter(), texts.into_iter(), bytes.into_iter());
-            for (_, kind) in rows.columns {
-                match kind {
-                    Col::Int => out.add(ints.next().unwrap_or_default()),
-                    Col::Text => out.add(texts.next().unwrap_or_default()),
-                    Col::Bytes => out.add(bytes.next().unwrap_or_default()),
-                }
-                .map_err(StoreError::bind)?;
-            }
+            rows.bind_postgres(out)?;
         }
-        Ok((text, out))
+        Ok(text)
+    }
+
+    /// How many placeholders it takes on PostgreSQL.
+    fn width(&self) -> usize {
+        self.args.len() + self.rows.as_ref().map_or(0, |rows| rows.columns.len())
     }
 
     fn for_sqlite(self) -> Result<(String, SqliteArguments<'static>)> {
+        let mut out = SqliteArguments::default();
+        let text = self.append_sqlite(0, &mut out)?;
+        Ok((text, out))
+    }
+
+    /// Likewise; a name such as `$5` counts over the whole text, however many statements it has.
+    fn append_sqlite(self, offset: usize, out: &mut SqliteArguments<'static>) -> Result<String> {
         let mut text = self.text.replace("{for_update}", "").replace("{skip_locked}", "");
+        if offset > 0 {
+            text = renumber(&text, offset);
+        }
         for area in AREAS {
             let prefix = [area.name(), "."].concat();
             if text.contains(&prefix) {
                 text = text.replace(&prefix, "");
             }
         }
-        let mut out = SqliteArguments::default();
         if let Some(rows) = &self.rows {
-            text = text.replace("{rows}", &rows.relation_sqlite(self.args.len() + 1));
+            text = text.replace("{rows}", &rows.relation_sqlite(offset + self.args.len() + 1));
         }
         for arg in self.args {
             match arg {
@@ -314,8 +351,26 @@ impl Sql {
         if let Some(rows) = self.rows {
             out.add(rows.to_json()).map_err(StoreError::bind)?;
         }
-        Ok((text, out))
+        Ok(text)
     }
+}
+
+/// `$1` becomes `$(1 + offset)`. Our statements hold no `$` but in placeholders.
+fn renumber(text: &str, offset: usize) -> String {
+    let mut out = String::with_capacity(text.len() + 16);
+    let mut rest = text;
+    while let Some(at) = rest.find('$') {
+        out.push_str(&rest[..=at]);
+        rest = &rest[at + 1..];
+        let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
+        match rest[..digits].parse::<usize>() {
+            Ok(n) => out.push_str(&(n + offset).to_string()),
+            Err(_) => out.push_str(&rest[..digits]),
+        }
+        rest = &rest[digits..];
+    }
+    out.push_str(rest);
+    out
 }
 
 /// A row of either database, read by column number.
@@ -414,6 +469,41 @@ impl Tx {
                 Ok(sqlx::query_with(&text, args).execute(&mut **tx).await?.rows_affected())
             }
         }
+    }
+
+    /// Runs several statements that write, none of which needs to see what another one wrote, in one
+    /// round trip: as one statement with data-modifying `WITH` on PostgreSQL, as one text on SQLite.
+    pub async fn execute_all(&mut self, statements: Vec<Sql>) -> Result<()> {
+        if statements.is_empty() {
+            return Ok(());
+        }
+        match self {
+            Tx::Postgres(tx) => {
+                let mut args = PgArguments::default();
+                let (mut text, mut offset) = (String::from("WITH "), 0);
+                for (n, statement) in statements.into_iter().enumerate() {
+                    let width = statement.width();
+                    let part = statement.append_postgres(offset, &mut args)?;
+                    let comma = if n == 0 { "" } else { ", " };
+                    text.push_str(&format!("{comma}w{n} AS ({part})"));
+                    offset += width;
+                }
+                text.push_str(" SELECT 1");
+                sqlx::query_with(&text, args).execute(&mut **tx).await?;
+            }
+            Tx::Sqlite(tx) => {
+                let mut args = SqliteArguments::default();
+                let mut parts = Vec::with_capacity(statements.len());
+                let mut offset = 0;
+                for statement in statements {
+                    let width = statement.args.len() + usize::from(statement.rows.is_some());
+                    parts.push(statement.append_sqlite(offset, &mut args)?);
+                    offset += width;
+                }
+                sqlx::query_with(&parts.join(";\n"), args).execute(&mut **tx).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Makes this transaction's commit lazy where the database can: a crash may undo it as a whole.

@@ -18,7 +18,7 @@ use super::{
     BodyParts, Commit, Expect, MembersWrite, Receipt, Rejection, StateWrite, StreamReceipt, StreamWrite,
     TokenWrite, batch_hash, chain_hash, merkle_root,
 };
-use crate::backend::{Area, Backend, Col, Rows, Tx, sql};
+use crate::backend::{Area, Backend, Col, Rows, Sql, Tx, sql};
 use crate::error::{Result, StoreError};
 use crate::wake::Topic;
 
@@ -81,14 +81,13 @@ impl Appender {
     }
 
     async fn append_in(&self, tx: &mut Tx, commits: &[Arc<Commit>]) -> Result<(Vec<Outcome>, bool)> {
-        let counter = sql("SELECT c.position, c.at, c.batch_hash FROM journal.counter c \
-             WHERE c.id = 1 {for_update}");
+        let counter = sql("SELECT c.position, c.at, c.batch_hash, m.halted \
+             FROM journal.counter c CROSS JOIN journal.meta m WHERE c.id = 1 AND m.id = 1 {for_update}");
         let Some(row) = tx.fetch_optional(counter).await? else {
             return Err(StoreError::corrupt("the counter row", "it is missing"));
         };
         let (head, last_at, last_hash) = (row.int(0)?, row.int(1)?, row.bytes(2)?);
-        let meta = tx.fetch_optional(sql("SELECT halted FROM journal.meta WHERE id = 1")).await?;
-        if let Some(reason) = meta.map(|row| row.opt_text(0)).transpose()?.flatten() {
+        if let Some(reason) = row.opt_text(3)? {
             return Err(StoreError::Halted(reason));
         }
         let mut batch = Batch {
@@ -695,13 +694,18 @@ impl Batch {
     }
 
     async fn write(&mut self, tx: &mut Tx, head_before: Position, last_hash: &[u8]) -> Result<()> {
-        self.write_events(tx).await?;
-        self.write_states(tx).await?;
-        self.write_lookups(tx).await?;
-        self.write_links(tx).await?;
+        // Before the inserts: a name freed in this batch may be taken by another commit of it.
+        let removals = self.removals();
+        tx.execute_all(removals).await?;
+        // One after the other: two commits of a batch may set the same secret.
         self.write_secrets(tx).await?;
-        self.write_heads(tx).await?;
-        self.write_receipts(tx).await?;
+        let mut writes = Vec::new();
+        self.write_events(&mut writes);
+        self.write_states(&mut writes);
+        self.write_lookups(&mut writes);
+        self.write_links(&mut writes);
+        self.write_heads(&mut writes);
+        self.write_receipts(&mut writes)?;
         let hash = if self.events.is_empty() {
             last_hash.to_vec()
         } else {
@@ -714,20 +718,21 @@ impl Batch {
             .bind(head_before + 1)
             .bind(&root[..])
             .bind(&hash[..]);
-            tx.execute(insert).await?;
+            writes.push(insert);
             hash.to_vec()
         };
         let update = sql("UPDATE journal.counter SET position = $1, at = $2, batch_hash = $3 WHERE id = 1")
             .bind(self.head)
             .bind(self.at)
             .bind(hash);
-        tx.execute(update).await?;
+        writes.push(update);
+        tx.execute_all(writes).await?;
         tx.notify(Topic::Journal.channel(), &self.head.to_string()).await
     }
 
-    async fn write_events(&mut self, tx: &mut Tx) -> Result<()> {
+    fn write_events(&mut self, writes: &mut Vec<Sql>) {
         if self.events.is_empty() {
-            return Ok(());
+            return;
         }
         let mut rows = Rows::new(&[
             ("position", Col::Int),
@@ -777,10 +782,10 @@ impl Batch {
             .bind(SCHEMA_VERSION)
             .bind(self.at)
             .rows(rows);
-        tx.execute(insert).await.map(drop)
+        writes.push(insert);
     }
 
-    async fn write_states(&mut self, tx: &mut Tx) -> Result<()> {
+    fn write_states(&mut self, writes: &mut Vec<Sql>) {
         let mut whole = Rows::new(&[
             ("tenant", Col::Text),
             ("id", Col::Text),
@@ -834,28 +839,28 @@ impl Batch {
                  modified = excluded.modified, position = excluded.position, \
                  key_id = COALESCE(excluded.key_id, state.key_id), document = excluded.document, deleted = excluded.deleted")
                 .rows(whole);
-            tx.execute(upsert).await?;
+            writes.push(upsert);
         }
         if !moved.is_empty() {
             let update = sql("UPDATE journal.state AS s SET version = r.version, modified = r.modified, \
                  position = r.position FROM {rows} WHERE s.tenant = r.tenant AND s.id = r.id")
             .rows(moved);
-            tx.execute(update).await?;
+            writes.push(update);
         }
-        Ok(())
     }
 
-    async fn write_lookups(&mut self, tx: &mut Tx) -> Result<()> {
+    /// Look-ups to take away.
+    fn removals(&mut self) -> Vec<Sql> {
+        let mut removals = Vec::new();
         if !self.owners_removed.is_empty() {
             let mut rows = Rows::new(&[("tenant", Col::Text), ("owner", Col::Text)]);
             for (tenant, owner) in &self.owners_removed {
                 rows.push(vec![tenant.into(), owner.into()]);
             }
-            // Before the inserts: a name freed here may be taken by another commit of the batch.
             let delete = sql("DELETE FROM journal.lookup WHERE (tenant, owner) IN \
                  (SELECT r.tenant, r.owner FROM {rows})")
             .rows(rows);
-            tx.execute(delete).await?;
+            removals.push(delete);
         }
         if !self.lookups_remove.is_empty() {
             let mut rows = Rows::new(&LOOKUP_KEY);
@@ -865,8 +870,12 @@ impl Batch {
             let delete = sql("DELETE FROM journal.lookup WHERE (tenant, kind, value, owner) IN \
                  (SELECT r.tenant, r.kind, r.value, r.owner FROM {rows})")
             .rows(rows);
-            tx.execute(delete).await?;
+            removals.push(delete);
         }
+        removals
+    }
+
+    fn write_lookups(&mut self, writes: &mut Vec<Sql>) {
         if !self.lookups_add.is_empty() {
             let mut rows = Rows::new(&[
                 ("tenant", Col::Text),
@@ -888,12 +897,11 @@ impl Batch {
                  SELECT r.tenant, r.kind, r.value, r.owner, r.exclusive FROM {rows} WHERE true \
                  ON CONFLICT (tenant, kind, value, owner) DO UPDATE SET exclusive = excluded.exclusive")
             .rows(rows);
-            tx.execute(insert).await?;
+            writes.push(insert);
         }
-        Ok(())
     }
 
-    async fn write_links(&mut self, tx: &mut Tx) -> Result<()> {
+    fn write_links(&mut self, writes: &mut Vec<Sql>) {
         let mut add = Rows::new(&LINK_KEY);
         let mut remove = Rows::new(&LINK_KEY);
         for ((tenant, attribute, from, to), present) in self.links.drain() {
@@ -904,14 +912,14 @@ impl Batch {
             let delete = sql("DELETE FROM journal.link WHERE (tenant, attribute, from_id, to_id) IN \
                  (SELECT r.tenant, r.attribute, r.from_id, r.to_id FROM {rows})")
             .rows(remove);
-            tx.execute(delete).await?;
+            writes.push(delete);
         }
         if !add.is_empty() {
             let insert = sql("INSERT INTO journal.link (tenant, attribute, from_id, to_id) \
                  SELECT r.tenant, r.attribute, r.from_id, r.to_id FROM {rows} WHERE true \
                  ON CONFLICT (tenant, attribute, from_id, to_id) DO NOTHING")
             .rows(add);
-            tx.execute(insert).await?;
+            writes.push(insert);
         }
         if !self.pending_removals.is_empty() {
             let mut rows = Rows::new(&[("tenant", Col::Text), ("id", Col::Text)]);
@@ -921,9 +929,8 @@ impl Batch {
             let insert = sql("INSERT INTO journal.pending_removal (tenant, id) \
                  SELECT r.tenant, r.id FROM {rows} WHERE true ON CONFLICT (tenant, id) DO NOTHING")
             .rows(rows);
-            tx.execute(insert).await?;
+            writes.push(insert);
         }
-        Ok(())
     }
 
     async fn write_secrets(&mut self, tx: &mut Tx) -> Result<()> {
@@ -974,7 +981,7 @@ impl Batch {
         Ok(())
     }
 
-    async fn write_heads(&mut self, tx: &mut Tx) -> Result<()> {
+    fn write_heads(&mut self, writes: &mut Vec<Sql>) {
         let mut rows = Rows::new(&[
             ("tenant", Col::Text),
             ("position", Col::Int),
@@ -990,17 +997,17 @@ impl Batch {
             ]);
         }
         if rows.is_empty() {
-            return Ok(());
+            return;
         }
         let upsert = sql("INSERT INTO journal.tenant_head (tenant, position, events, chain_hash) \
              SELECT r.tenant, r.position, r.events, r.chain_hash FROM {rows} WHERE true \
              ON CONFLICT (tenant) DO UPDATE SET position = excluded.position, events = excluded.events, \
              chain_hash = excluded.chain_hash")
         .rows(rows);
-        tx.execute(upsert).await.map(drop)
+        writes.push(upsert);
     }
 
-    async fn write_receipts(&mut self, tx: &mut Tx) -> Result<()> {
+    fn write_receipts(&mut self, writes: &mut Vec<Sql>) -> Result<()> {
         let mut rows = Rows::new(&[
             ("commit_id", Col::Text),
             ("tenant", Col::Text),
@@ -1030,7 +1037,8 @@ impl Batch {
              FROM {rows}")
         .bind(self.at)
         .rows(rows);
-        tx.execute(insert).await.map(drop)
+        writes.push(insert);
+        Ok(())
     }
 }
 
