@@ -13,6 +13,9 @@ use figment::Figment;
 use figment::providers::{Env, Format, Serialized, Toml};
 use serde::{Deserialize, Serialize};
 
+/// The configuration file of the present folder.
+const HERE: &str = "annals.toml";
+
 /// Everything that can be configured.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -173,7 +176,8 @@ impl Config {
                 bail!("the configuration file {} does not exist", path.display())
             }
             Some(path) => figment = figment.merge(Toml::file_exact(path)),
-            None => figment = figment.merge(Toml::file_exact("annals.toml")),
+            None if Path::new(HERE).is_file() => figment = figment.merge(Toml::file_exact(HERE)),
+            None => {}
         }
         // ANNALS_CONFIG names the file itself; ANNALS_TEST_* belongs to the tests.
         let env = Env::prefixed("ANNALS_")

@@ -572,6 +572,7 @@ impl Change {
     }
 
     pub(super) async fn write(self, tx: &mut Tx, slot: Slot, paths: &Paths) -> Result<()> {
+        let mut writes = Vec::new();
         let mut resources = Rows::new(&[
             ("tenant", Col::Text),
             ("id", Col::Text),
@@ -611,7 +612,7 @@ impl Change {
                  position = excluded.position, created = excluded.created, modified = excluded.modified, \
                  deleted = excluded.deleted, display = excluded.display, document = excluded.document",
             );
-            tx.execute(upsert.rows(resources)).await?;
+            writes.push(upsert.rows(resources));
         }
 
         if !self.emptied.is_empty() {
@@ -647,7 +648,7 @@ impl Change {
                 "DELETE FROM model.attribute_@ WHERE (tenant, id, path, element, ordinal) IN \
                  (SELECT r.tenant, r.id, r.path, r.element, r.ordinal FROM {rows})",
             );
-            tx.execute(delete.rows(removed)).await?;
+            writes.push(delete.rows(removed));
         }
         if !written.is_empty() {
             let upsert = slot.sql(
@@ -656,9 +657,9 @@ impl Change {
                  ON CONFLICT (tenant, id, path, element, ordinal) \
                  DO UPDATE SET value = excluded.value, rest = excluded.rest",
             );
-            tx.execute(upsert.rows(written)).await?;
+            writes.push(upsert.rows(written));
         }
-        Ok(())
+        tx.execute_all(writes).await
     }
 }
 
