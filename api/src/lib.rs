@@ -63,6 +63,19 @@ pub fn scim_routes() -> Vec<(&'static str, &'static [&'static str])> {
     scim_table().into_iter().map(|(path, methods, _)| (path, methods)).collect()
 }
 
+/// What machines next door ask.
+fn health_routes() -> Router<App> {
+    Router::new()
+        .route("/health/live", get(health::live))
+        .route("/health/ready", get(health::ready))
+        .route("/metrics", get(health::metrics))
+}
+
+/// Health and metrics alone, for processes without SCIM.
+pub fn health_router(app: App) -> Router {
+    health_routes().fallback(unknown_path).method_not_allowed_fallback(wrong_method).with_state(app)
+}
+
 /// The whole HTTP surface.
 ///
 /// Requests to SCIM are bounded in number ([`ApiOptions::requests_in_flight_max`]); health and metrics
@@ -72,10 +85,7 @@ pub fn router(app: App) -> Router {
         .into_iter()
         .fold(Router::new(), |router, (path, _, handlers)| router.route(path, handlers));
     let scim = scim.layer(from_fn_with_state(app.clone(), layers::admit));
-    let routes = Router::new()
-        .route("/health/live", get(health::live))
-        .route("/health/ready", get(health::ready))
-        .route("/metrics", get(health::metrics))
+    let routes = health_routes()
         .nest("/scim/v2", scim.clone())
         .nest("/t/{tenant}/scim/v2", scim)
         .route("/scim/{*rest}", any(other_version))
@@ -133,14 +143,4 @@ async fn unknown_path() -> ApiError {
 
 async fn wrong_method() -> ApiError {
     ApiError::status(405, "this path has no such method; see Allow")
-}
-
-/// Health and metrics alone, for processes without SCIM.
-pub fn health_router(app: App) -> Router {
-    Router::new()
-        .route("/health/live", get(health::live))
-        .route("/health/ready", get(health::ready))
-        .route("/metrics", get(health::metrics))
-        .fallback(unknown_path)
-        .with_state(app)
 }

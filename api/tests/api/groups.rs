@@ -236,3 +236,20 @@ async fn group_names_are_unique_only_if_wanted() {
     world.patch(&format!("/Groups/{second}"), rename.clone()).await.is_error(409, "uniqueness");
     world.patch(&format!("/Groups/{first}"), rename).await.is(204);
 }
+
+#[tokio::test]
+async fn a_tenant_may_allow_members_that_do_not_exist_yet() {
+    use annals_domain::{scim::dialect::Profile, tenant::TenantSettings};
+    let settings = TenantSettings { dangling_members: true, ..TenantSettings::default() };
+    let world = World::with(Profile::Generic, settings, options()).await;
+    let user = world.user("bo").await["id"].as_str().unwrap().to_owned();
+    let group = world.group("Ops", &["ghost", &user, "tenant.acme"]).await;
+    let mut members =
+        world.get(&format!("/Groups/{group}")).await.body["members"].as_array().unwrap().clone();
+    members.retain(|m| m.get("type").is_none());
+    assert_eq!(members, [json!({"value": "ghost"}), json!({"value": "tenant.acme"})]);
+    for filter in [format!("id eq \"{group}\" and members eq \"ghost\""), "members.value eq \"ghost\"".into()]
+    {
+        assert_eq!(world.filter("/Groups", &filter).await.ids(), [group.as_str()], "{filter}");
+    }
+}

@@ -40,3 +40,15 @@ async fn stopped_writes_answer_503_and_reads_go_on() {
     world.get("/Users").await.is(200);
     assert_eq!(world.get("//raw/health/ready").await.is(200).body["status"], "degraded");
 }
+
+#[tokio::test]
+async fn a_process_without_scim_answers_about_its_health_only() {
+    let mut world = World::new().await;
+    let app = annals_api::App::new(world.store.clone(), crate::world::options(), world.readiness.clone());
+    world.router = annals_api::health_router(app);
+    world.get("//raw/health/live").await.is(200);
+    world.get("//raw/health/ready").await.is(200);
+    world.get("//raw/metrics").await.is_error(404, "");
+    world.get("/Users").await.is_error(404, "");
+    world.call("POST", "//raw/health/live").send().await.is_error(405, "");
+}

@@ -289,3 +289,19 @@ async fn x42_a_legacy_schema_urn_needs_its_profile() {
     let world = World::of(Profile::Strict).await;
     world.post("/Users", body).await.is_error(400, "invalidSyntax");
 }
+
+#[tokio::test]
+async fn an_erased_person_is_gone_like_a_deleted_one() {
+    use annals_domain::ids::ResourceId;
+    let world = World::new().await;
+    let f = Fixture::in_world(&world).await;
+    let id = ResourceId::from_text(&f.u2);
+    world.store.erase(&world.tenant, &id, crate::world::actor()).await.unwrap();
+    world.get(&format!("/Users/{}", f.u2)).await.is_error(404, "");
+    world.delete(&format!("/Users/{}", f.u2)).await.is_error(404, "");
+    assert!(world.filter("/Users", "userName eq \"bo\"").await.ids().is_empty());
+    assert_eq!(world.get("/Users").await.ids(), [f.u1.as_str(), f.u3.as_str()]);
+    assert_eq!(world.members(&f.g1).await, [f.u1.as_str()]);
+    assert_eq!(world.get(&format!("/Users/{}", f.u1)).await.body[ENT]["manager"], Value::Null);
+    world.user("bo").await;
+}
