@@ -1,7 +1,6 @@
 //! Groups and their members (D4; scim-requirements §1.5, §7.4).
 
 use std::collections::BTreeSet;
-use std::time::Instant;
 
 use axum::body::Body;
 use futures::future::join_all;
@@ -180,10 +179,8 @@ async fn a_large_group_is_streamed_whole_and_in_order() {
     assert_eq!(listed.body["Resources"].as_array().unwrap().len(), 2);
     assert_eq!(listed.body["Resources"][0]["members"].as_array().unwrap().len(), 2_500);
     // Without members, nothing of it is read.
-    let begun = Instant::now();
     let answer = world.get(&format!("/Groups/{group}?excludedAttributes=members")).await;
     assert_eq!(answer.body.get("members"), None);
-    assert!(begun.elapsed().as_millis() < 1_000);
 }
 
 #[tokio::test]
