@@ -210,6 +210,7 @@ pub(crate) async fn read_on(feed: &mut Feed, after: Position, upto: Position, ma
     let mut position = after;
     let deadline = std::time::Instant::now() + PATIENCE;
     while position < upto {
+        let max = max.min(usize::try_from(upto - position).unwrap());
         let page = feed.next(position, max, Duration::from_millis(500)).await.unwrap();
         assert!(page.len() <= max);
         for event in &page {
