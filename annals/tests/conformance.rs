@@ -10,6 +10,10 @@ use anyhow::{Context as _, Result, ensure};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_annals");
 
+/// What scim2-client puts into an extension's object, where RFC 7643 has no such attribute: a strict
+/// connection says so, the default one ignores it.
+const CLIENT_QUIRK: &str = "has no attribute \"schemas\"";
+
 async fn conforms(profile: Profile) -> Result<()> {
     let cluster = Cluster::embedded(BINARY, profile).await?;
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/conformance.py");
@@ -23,9 +27,12 @@ async fn conforms(profile: Profile) -> Result<()> {
     let counts = said.lines().find_map(|line| line.strip_prefix("counts ")).context("no counts")?;
     let passed = counts.split(' ').find_map(|one| one.strip_prefix("SUCCESS=")?.parse::<u32>().ok());
     ensure!(passed.unwrap_or(0) > 100, "only {counts}");
-    let bad: Vec<&str> =
-        ["ERROR", "CRITICAL", "DEVIATION"].into_iter().filter(|s| counts.contains(s)).collect();
-    ensure!(bad.is_empty(), "{said}");
+    let bad: Vec<&str> = said
+        .lines()
+        .filter(|line| !line.starts_with("counts "))
+        .filter(|line| profile != Profile::Strict || !line.contains(CLIENT_QUIRK))
+        .collect();
+    ensure!(bad.is_empty(), "{}", bad.join("\n"));
     Ok(())
 }
 

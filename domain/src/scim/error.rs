@@ -65,6 +65,9 @@ impl ScimType {
     }
 }
 
+/// Longest `detail` that is sent, in characters: it may quote what the client sent, which may be long.
+const DETAIL_CHARS_MAX: usize = 1_000;
+
 /// An error as the client sees it. `detail` never repeats a password or a token (ER-003).
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{detail}")]
@@ -142,10 +145,14 @@ impl ScimError {
 
     /// The body (ER-001 to ER-003): four members at most, the status as a string.
     pub fn to_json(&self) -> Value {
+        let mut detail: String = self.detail.chars().take(DETAIL_CHARS_MAX).collect();
+        if detail.len() < self.detail.len() {
+            detail.push('…');
+        }
         let mut body = json!({
             "schemas": [ERROR],
             "status": self.status.to_string(),
-            "detail": self.detail,
+            "detail": detail,
         });
         if let Some(scim_type) = self.scim_type {
             body["scimType"] = json!(scim_type.as_str());
