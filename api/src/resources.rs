@@ -182,7 +182,7 @@ enum Answer {
 
 async fn respond(app: &App, caller: &Caller, executed: Executed, answer: Answer) -> Result<Response> {
     let replayed = executed.replayed;
-    let Some(live) = Live::of_state(app.store.registry(), executed.state.clone()) else {
+    let Some(mut live) = Live::of_state(app.store.registry(), executed.state.clone()) else {
         // Only a repeated request can meet this: what it did is undone by now.
         return Err(ApiError::not_found("the resource was deleted after this request was first carried out"));
     };
@@ -191,7 +191,10 @@ async fn respond(app: &App, caller: &Caller, executed: Executed, answer: Answer)
             let location = caller.location(&live.resource_type, &live.id);
             bare(StatusCode::NO_CONTENT, live.version, &location)
         }
-        Answer::Whole(status, projection) => resource(app, caller, status, live, projection).await?,
+        Answer::Whole(status, projection) => {
+            live.is_new = status == StatusCode::CREATED && !replayed;
+            resource(app, caller, status, live, projection).await?
+        }
     };
     if replayed {
         mark_replay(&mut response, &executed);

@@ -46,6 +46,8 @@ pub(crate) struct Live {
     pub(crate) created: Timestamp,
     pub(crate) modified: Timestamp,
     pub(crate) document: Document,
+    /// Created by this very request: nobody can have put it into a group yet, so nothing is looked up.
+    pub(crate) is_new: bool,
 }
 
 impl Live {
@@ -62,6 +64,7 @@ impl Live {
             created: state.created,
             modified: state.modified,
             document,
+            is_new: false,
         })
     }
 
@@ -74,6 +77,7 @@ impl Live {
             created: found.created,
             modified: found.modified,
             document: found.document,
+            is_new: false,
         })
     }
 }
@@ -134,7 +138,7 @@ impl Presenter<'_> {
         resources: &[(Live, Arc<Projection>)],
     ) -> Result<HashMap<ResourceId, Vec<GroupRow>>> {
         let wanted = |(live, projection): &&(Live, Arc<Projection>)| {
-            derived_links(&live.resource_type).is_some_and(|a| projection.wants(&a.key))
+            !live.is_new && derived_links(&live.resource_type).is_some_and(|a| projection.wants(&a.key))
         };
         let ids: Vec<_> = resources.iter().filter(wanted).map(|(live, _)| live.id.clone()).collect();
         let mut by_member: HashMap<ResourceId, Vec<GroupRow>> = HashMap::new();

@@ -77,7 +77,7 @@ CREATE TABLE state (
     deleted         INTEGER NOT NULL CHECK (deleted IN (0, 1)),
     PRIMARY KEY (tenant, id),
     CHECK ((document IS NULL) = (deleted = 1))
-) STRICT, WITHOUT ROWID;
+) STRICT;                                       -- with rowids: documents are larger than index cells
 CREATE INDEX state_type ON state (tenant, resource_type, id);
 
 CREATE TABLE link (
