@@ -34,6 +34,9 @@ pub const PAGE_EVENTS_MAX: usize = 1_000;
 const LINKS_PURGED_MAX: i64 = 50_000;
 /// Most parked entities that are tried again after a page that touched them.
 const HEALS_PER_PAGE_MAX: usize = 16;
+/// Up to this position, statistics are gathered anew whenever it has doubled; beyond, a tenth of the
+/// rows is enough for autovacuum to do it in time.
+const ANALYZED_UNTIL: Position = 1 << 20;
 /// Times a page is tried again because it met new attributes.
 const PATH_TRIES_MAX: usize = 5;
 
@@ -136,7 +139,8 @@ impl Entity {
 }
 
 enum Outcome {
-    Applied(ModelApplied, Vec<Key>),
+    /// What became of it, the slot, and the parked entities it touched.
+    Applied(ModelApplied, Slot, Vec<Key>),
     /// Attributes without a number: nothing was written.
     NewPaths(Vec<String>),
 }
@@ -220,9 +224,14 @@ impl Store {
         for _ in 0..PATH_TRIES_MAX {
             match self.apply_once(place, expected, events).await? {
                 Outcome::NewPaths(keys) => self.add_paths(&keys).await?,
-                Outcome::Applied(applied, touched) => {
+                Outcome::Applied(applied, slot, touched) => {
                     if matches!(place, Place::Live) {
                         self.wakes().wake(Topic::Model);
+                        if let ModelApplied::Advanced(now) = applied
+                            && has_doubled(expected, now)
+                        {
+                            self.analyze(slot).await;
+                        }
                     }
                     self.heal(place, touched).await;
                     return Ok(applied);
@@ -246,17 +255,15 @@ impl Store {
     }
 
     async fn apply_once(&self, place: Place<'_>, expected: Position, events: &[Recorded]) -> Result<Outcome> {
-        let Some(last) = events.last() else {
-            return Ok(Outcome::Applied(ModelApplied::Advanced(expected), Vec::new()));
-        };
         let mut tx = self.backend().begin_write(Area::Model).await?;
         tx.commit_lazily().await?;
         let (slot, actual) = lock(&mut tx, place).await?;
         if actual != expected {
             tx.rollback().await?;
-            return Ok(Outcome::Applied(ModelApplied::Lost { actual }, Vec::new()));
+            return Ok(Outcome::Applied(ModelApplied::Lost { actual }, slot, Vec::new()));
         }
 
+        let last = events.last().map_or(expected, |event| event.position);
         let scim = || events.iter().filter(|event| !is_administrative(&event.stream.resource_type));
         let keys: BTreeSet<Key> = scim().map(key_of).collect();
         let (mut entities, parked) = load(&mut tx, slot, &keys).await?;
@@ -316,10 +323,10 @@ impl Store {
             // Rows of an older generation must not outlive a person's erasure.
             erase(&mut tx, slot.other(), &erased).await?;
         }
-        advance(&mut tx, place, slot, expected, last.position).await?;
+        advance(&mut tx, place, slot, expected, last).await?;
         tx.commit().await?;
         let touched = keys.into_iter().filter(|key| parked.contains(key)).collect();
-        Ok(Outcome::Applied(ModelApplied::Advanced(last.position), touched))
+        Ok(Outcome::Applied(ModelApplied::Advanced(last), slot, touched))
     }
 
     /// Applies events; narrows a page that fails down to the event at fault and parks its entity.
@@ -461,6 +468,10 @@ impl Store {
 
 fn key_of(event: &Recorded) -> Key {
     (event.tenant.clone(), event.stream.id.clone())
+}
+
+fn has_doubled(from: Position, to: Position) -> bool {
+    (1_024..=ANALYZED_UNTIL).contains(&to) && from.max(1).ilog2() != to.ilog2()
 }
 
 fn new_paths_failed() -> StoreError {

@@ -767,7 +767,8 @@ fn op_rank(op: &TestOp) -> Option<u8> {
     match op {
         TestOp::IsNull | TestOp::Ne(_) => None,
         TestOp::Eq(x) if x == "true" || x == "false" => Some(50),
-        TestOp::Eq(_) => Some(10),
+        // A guess, where several could lead: long values are rarer than `work` and `US`.
+        TestOp::Eq(x) => Some(18 - u8::try_from(x.len()).unwrap_or(8).min(8)),
         TestOp::Sw(x) if !x.is_empty() => Some(20),
         TestOp::Gt(_) | TestOp::Ge(_) | TestOp::Lt(_) | TestOp::Le(_) => Some(40),
         TestOp::Co(_) | TestOp::Ew(_) | TestOp::Sw(_) => Some(60),

@@ -223,6 +223,9 @@ impl Store {
             self.difference(run, &mut snapshot).await?
         };
         snapshot.rollback().await?;
+        if different.is_none() {
+            self.analyze(run.slot).await;
+        }
 
         let mut tx = self.backend().begin_write(Area::Model).await?;
         lock(&mut tx, Place::Live).await?;
