@@ -92,6 +92,8 @@ impl Installation {
         installation.set("ANNALS_STORAGE__ROOT_KEY_FILE", key_file.display());
         // Downstream applications of the tests live on loopback, without TLS.
         installation.set("ANNALS_WORKERS__ALLOW_PRIVATE", true);
+        // A killed worker's leases last longer than a request may take.
+        installation.set("ANNALS_WORKERS__REQUEST_TIMEOUT_S", 5);
         Ok(installation)
     }
 
