@@ -131,6 +131,15 @@ pub struct Snapshot {
     pub after: String,
 }
 
+/// An entity's id at a target.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RemoteId {
+    /// The id.
+    pub id: String,
+    /// Which target gave it: an app may be pointed at another one, where the id is somebody else's.
+    pub home: String,
+}
+
 /// What a deliverer learns and changes about a lane.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LaneWork {
@@ -141,7 +150,7 @@ pub struct LaneWork {
     /// Keyed hash of the content the target has; none = not known.
     pub applied_hash: Option<Vec<u8>>,
     /// The entity's id at the target.
-    pub remote_id: Option<String>,
+    pub remote: Option<RemoteId>,
     /// Where the sending of a group's members stands.
     pub snapshot: Option<Snapshot>,
     /// Changes of what waits for other lanes; not state, but written with it and then emptied.
@@ -215,6 +224,8 @@ pub enum PendingChange {
         /// The entity that refers to the lane's own.
         holder: ResourceId,
     },
+    /// No member waits.
+    ClearMembers,
     /// Nothing waits but members.
     ClearReferences,
     /// Nothing waits.

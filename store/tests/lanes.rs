@@ -11,7 +11,7 @@ use annals_domain::scim::dialect::Profile;
 use annals_domain::tenant::{App, Driver, TenantSettings};
 use annals_store::lanes::{
     ATTEMPTS_KEPT, DETAIL_BYTES_MAX, Delivery, DeliveryFilter, Finished, LANE_LOOK_MS, LaneKey, LaneKind,
-    LaneState, LaneWish, Leased, Next, Outcome, PendingChange, Planned, Quota, Report, SWEEP_PAGE_MAX, Saved,
+    LaneState, LaneWish, Leased, Next, Outcome, PendingChange, Planned, Quota, RemoteId, Report, Saved,
     Snapshot, SweepMode, TargetReport,
 };
 use annals_store::{Database, IfMatch, Limits, Request, RootKey, Store, StoreOptions};
@@ -93,7 +93,7 @@ fn key(app_name: &str, text: &str) -> LaneKey {
 }
 
 fn quota(name: &str) -> Quota {
-    Quota { tenant: acme(), app: app(name), concurrency_max: 100, rate_per_second_max: 0 }
+    Quota { tenant: acme(), app: app(name), concurrency_max: 100, rate_per_second_max: 0, in_flight: 0 }
 }
 
 fn state_wish(text: &str, version: i64) -> LaneWish {
@@ -140,8 +140,14 @@ fn applied(mut leased: Leased) -> Leased {
 
 fn with_remote(leased: Leased, remote: &str) -> Leased {
     let mut leased = applied(leased);
-    leased.work.remote_id = Some(remote.to_owned());
+    leased.work.remote = Some(at_home(remote));
     leased
+}
+
+const HOME: &str = "home";
+
+fn at_home(id: &str) -> RemoteId {
+    RemoteId { id: id.to_owned(), home: HOME.to_owned() }
 }
 
 macro_rules! contract {
@@ -168,6 +174,7 @@ contract! {
     a_new_version_frees_a_state_lane_but_no_log_lane
     a_breaker_holds_the_whole_app_and_lets_one_probe_through
     quotas_bound_concurrency_and_rate
+    apps_that_hang_leave_room_for_others
     a_lane_waits_for_another_ones_remote_id
     a_remote_id_saved_in_mid_work_wakes_at_once
     a_parked_reference_wakes_nothing_until_redriven
@@ -249,7 +256,7 @@ async fn a_lease_that_ended_is_taken_over_and_its_finisher_is_lost(f: Fixture) {
     let third = f.lease(1).await.remove(0);
     assert!(third.resync);
     assert_eq!((third.start_version, third.work.applied_hash.clone()), (0, None));
-    assert_eq!(third.work.remote_id.as_deref(), Some("r1"));
+    assert_eq!(third.work.remote.clone(), Some(at_home("r1")));
     assert_eq!(f.finish(&applied(third), done()).await, Finished::As(LaneState::Idle));
 
     // Late again, now that nobody holds it: it becomes due, and the hash is not trusted.
@@ -385,6 +392,32 @@ fn wait_for(member: &str) -> PendingChange {
     PendingChange::Wait { attribute: "members".into(), member: id(member) }
 }
 
+async fn apps_that_hang_leave_room_for_others(f: Fixture) {
+    let wishes = |name: &str| -> Vec<LaneWish> {
+        let wish = |n| LaneWish { key: key(name, &format!("u{n:02}")), ..state_wish("", 1) };
+        (0..20).map(wish).collect()
+    };
+    f.wish(&[wishes("app"), wishes("other"), wishes("third")].concat()).await;
+    let quotas = |counts: [usize; 3]| {
+        let names = ["app", "other", "third"].into_iter().zip(counts);
+        names.map(|(name, in_flight)| Quota { in_flight, ..quota(name) }).collect::<Vec<_>>()
+    };
+    let leased = f.store.lease_lanes("w1", TTL, &quotas([0, 0, 0]), 12).await.unwrap();
+    let of = |leased: &[Leased], name: &str| leased.iter().filter(|l| l.key.app == app(name)).count();
+    assert_eq!([of(&leased, "app"), of(&leased, "other"), of(&leased, "third")], [4, 4, 4]);
+    // The first two took all there was before the third came; what becomes free is the third's.
+    let leased = f.store.lease_lanes("w1", TTL, &quotas([6, 5, 0]), 1).await.unwrap();
+    assert_eq!((leased.len(), of(&leased, "third")), (1, 1));
+    // Fewer places than apps: nobody is always the last.
+    let mut seen = std::collections::BTreeSet::new();
+    for _ in 0..40 {
+        for lane in f.store.lease_lanes("w1", TTL, &quotas([0, 0, 0]), 1).await.unwrap() {
+            seen.insert(lane.key.app);
+        }
+    }
+    assert_eq!(seen.len(), 3);
+}
+
 async fn a_lane_waits_for_another_ones_remote_id(f: Fixture) {
     f.wish(&[state_wish("group", 1)]).await;
     let mut group = with_remote(f.lease(1).await.remove(0), "g1");
@@ -398,11 +431,11 @@ async fn a_lane_waits_for_another_ones_remote_id(f: Fixture) {
         f.finish(&with_remote(user, &remote), done()).await;
     }
     let mut group = f.lease(10).await.remove(0);
-    let pending = f.store.pending(&group.key, None, 10).await.unwrap();
+    let pending = f.store.pending(&group.key, HOME, None, 10).await.unwrap();
     let found: Vec<_> = pending.iter().map(|p| (p.member.as_str(), p.remote_id.as_deref())).collect();
     assert_eq!(found, [("u1", Some("r-u1")), ("u2", Some("r-u2"))]);
     let first = (pending[0].attribute.as_str(), &pending[0].member);
-    assert_eq!(f.store.pending(&group.key, Some(first), 10).await.unwrap().len(), 1);
+    assert_eq!(f.store.pending(&group.key, HOME, Some(first), 10).await.unwrap().len(), 1);
     group.work.pending = pending
         .into_iter()
         .map(|p| PendingChange::Done { attribute: p.attribute, member: p.member })
@@ -446,13 +479,13 @@ async fn a_parked_reference_wakes_nothing_until_redriven(f: Fixture) {
     let mut leased = f.lease(10).await;
     leased.sort_by(|a, b| a.key.cmp(&b.key));
     f.finish(&with_remote(leased.remove(1), "r1"), done()).await;
-    let mut group = applied(leased.remove(0));
+    let mut group = with_remote(leased.remove(0), "g1");
     group.work.pending = vec![PendingChange::Park { attribute: "members".into(), member: id("u1") }];
     assert_eq!(f.finish(&group, done()).await, Finished::As(LaneState::Waiting));
     assert_eq!(f.lease(10).await.len(), 0);
     assert_eq!(f.store.redrive(&DeliveryFilter::default()).await.unwrap(), 1);
     let mut group = f.lease(10).await.remove(0);
-    assert!(!f.store.pending(&group.key, None, 10).await.unwrap()[0].parked);
+    assert!(!f.store.pending(&group.key, HOME, None, 10).await.unwrap()[0].parked);
     group.work.pending = vec![PendingChange::ClearReferences];
     assert_eq!(
         f.finish(&group, done()).await,
@@ -480,7 +513,7 @@ async fn only_the_last_attempts_are_kept(f: Fixture) {
 async fn work_is_saved_in_mid_lease(f: Fixture) {
     f.wish(&[state_wish("group", 4)]).await;
     let mut group = f.lease(1).await.remove(0);
-    group.work.remote_id = Some("g1".into());
+    group.work.remote = Some(at_home("g1"));
     group.work.snapshot = Some(Snapshot { version: 4, after: "u5".into() });
     group.work.pending = vec![wait_for("u3")];
     f.clock.advance(Duration::from_secs(60));
@@ -493,8 +526,8 @@ async fn work_is_saved_in_mid_lease(f: Fixture) {
     f.clock.advance(Duration::from_secs(1));
     let next = f.lease(1).await.remove(0);
     assert_eq!(next.work.snapshot, Some(Snapshot { version: 4, after: "u5".into() }));
-    assert_eq!(next.work.remote_id.as_deref(), Some("g1"));
-    assert_eq!(f.store.pending(&next.key, None, 10).await.unwrap().len(), 1);
+    assert_eq!(next.work.remote.clone(), Some(at_home("g1")));
+    assert_eq!(f.store.pending(&next.key, HOME, None, 10).await.unwrap().len(), 1);
 }
 
 fn scim_app() -> App {
@@ -574,7 +607,7 @@ async fn an_app_is_backfilled_replayed_resent_and_removed(f: Fixture) {
     let leased = f.lease(10).await;
     assert_eq!(leased.len(), 5);
     for lane in leased {
-        assert!(lane.resync && lane.work.applied_hash.is_none() && lane.work.remote_id.is_some());
+        assert!(lane.resync && lane.work.applied_hash.is_none() && lane.work.remote.is_some());
         assert_eq!(lane.start_version, 0);
         f.finish(&applied(lane), done()).await;
     }
@@ -585,7 +618,6 @@ async fn an_app_is_backfilled_replayed_resent_and_removed(f: Fixture) {
     f.store.plan(at, at + 1, &[], &[remove]).await.unwrap();
     sweep(&f).await;
     assert_eq!(f.store.deliveries(&DeliveryFilter::default(), 10).await.unwrap(), []);
-    assert!(SWEEP_PAGE_MAX > 5);
 }
 
 async fn a_resend_during_a_lease_is_not_lost(f: Fixture) {
@@ -639,12 +671,16 @@ async fn remote_ids_are_found_both_ways(f: Fixture) {
         f.finish(&with_remote(leased, "same"), done()).await;
     }
     let ids = [id("u1"), id("u2"), id("u3")];
-    let found = f.store.remote_ids(&acme(), &app("app"), &ids).await.unwrap();
+    let found = f.store.remote_ids(&acme(), &app("app"), HOME, &ids).await.unwrap();
     assert_eq!(found.len(), 2);
     assert_eq!(found[&id("u1")], "same");
-    let other = f.store.linked_to(&key("app", "u1"), "same").await.unwrap();
+    // To another target these ids mean nothing.
+    assert_eq!(f.store.remote_ids(&acme(), &app("app"), "elsewhere", &ids).await.unwrap().len(), 0);
+    let elsewhere = RemoteId { home: "elsewhere".into(), ..at_home("same") };
+    assert_eq!(f.store.linked_to(&key("app", "u1"), &elsewhere).await.unwrap(), None);
+    let other = f.store.linked_to(&key("app", "u1"), &at_home("same")).await.unwrap();
     assert_eq!(other, Some((id("u2"), LaneState::Idle)));
-    assert_eq!(f.store.linked_to(&key("app", "u1"), "none").await.unwrap(), None);
+    assert_eq!(f.store.linked_to(&key("app", "u1"), &at_home("none")).await.unwrap(), None);
 }
 
 async fn the_next_due_moment_is_known(f: Fixture) {

@@ -1,16 +1,17 @@
 //! Leases due lanes and runs them side by side, each with its driver.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use annals_bus::Progress;
 use annals_domain::clock::Timestamp;
-use annals_domain::ids::TenantId;
+use annals_domain::ids::{AppId, TenantId};
 use annals_domain::tenant::{App, Driver};
 use annals_store::lanes::{Finished, Leased, Next, Outcome, Quota, Report, TargetReport, takes};
 use annals_store::{Store, StoreError};
 use ipnet::IpNet;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 
 use crate::WorkerError;
 use crate::delivery::{Decision, decide};
@@ -70,6 +71,8 @@ pub struct Deliverer {
     options: Arc<WorkerOptions>,
     memory: Arc<Memory>,
     in_flight: JoinSet<()>,
+    /// What each of them works for.
+    works_for: HashMap<tokio::task::Id, (TenantId, AppId)>,
     counted_at: Timestamp,
 }
 
@@ -92,6 +95,7 @@ impl Deliverer {
             options: Arc::new(options),
             memory: Arc::new(Memory::default()),
             in_flight: JoinSet::new(),
+            works_for: HashMap::new(),
             counted_at: Timestamp(0),
         })
     }
@@ -110,7 +114,8 @@ impl Deliverer {
         self.count().await?;
         let mut done = self.reap();
         let apps = self.store.all_apps().await?;
-        let quotas: Vec<Quota> = apps.iter().filter(|(_, app)| !app.paused).map(quota).collect();
+        let quotas: Vec<Quota> =
+            apps.iter().filter(|(_, app)| !app.paused).map(|app| self.quota(app)).collect();
         let room = self.options.concurrency_max.max(1).saturating_sub(self.in_flight.len());
         let (owner, ttl) = (&self.options.owner, self.options.lease_ttl);
         let leased = self.store.lease_lanes(owner, ttl, &quotas, room).await?;
@@ -121,6 +126,7 @@ impl Deliverer {
                 .find(|(tenant, app)| *tenant == lease.key.tenant && app.id == lease.key.app)
                 .map(|(_, app)| app.clone());
             if let Some(app) = app {
+                let works_for = (lease.key.tenant.clone(), app.id.clone());
                 let work = work(
                     self.store.clone(),
                     self.http.clone(),
@@ -129,13 +135,18 @@ impl Deliverer {
                     app,
                     lease,
                 );
-                self.in_flight.spawn(work);
+                let task = self.in_flight.spawn(work);
+                self.works_for.insert(task.id(), works_for);
             }
         }
         if !self.in_flight.is_empty() {
-            tokio::select! {
-                Some(ended) = self.in_flight.join_next() => done += ended_well(ended),
-                () = self.store.wait_lanes(LOOK) => {}
+            let ended = tokio::select! {
+                ended = self.in_flight.join_next_with_id() => ended,
+                () = self.store.wait_lanes(LOOK) => None,
+            };
+            if let Some(ended) = ended {
+                self.ended(ended);
+                done += 1;
             }
             done += self.reap();
             return Ok(Progress { done, wake_at: Some(self.store.now()) });
@@ -153,17 +164,41 @@ impl Deliverer {
     /// Waits for all that is in work; leases nothing more. At the end of a process: a lane that is cut
     /// off is taken over only when its lease has ended.
     pub async fn drain(&mut self) {
-        while let Some(ended) = self.in_flight.join_next().await {
-            ended_well(ended);
+        while let Some(ended) = self.in_flight.join_next_with_id().await {
+            self.ended(ended);
         }
     }
 
     fn reap(&mut self) -> usize {
         let mut done = 0;
-        while let Some(ended) = self.in_flight.try_join_next() {
-            done += ended_well(ended);
+        while let Some(ended) = self.in_flight.try_join_next_with_id() {
+            self.ended(ended);
+            done += 1;
         }
         done
+    }
+
+    fn ended(&mut self, ended: Result<(tokio::task::Id, ()), JoinError>) {
+        let id = match ended {
+            Ok((id, ())) => id,
+            Err(error) => {
+                // The lane is taken over when its lease ends.
+                tracing::error!(%error, "a delivery ended abnormally");
+                error.id()
+            }
+        };
+        self.works_for.remove(&id);
+    }
+
+    fn quota(&self, (tenant, app): &(TenantId, App)) -> Quota {
+        let mine = |works_for: &&(TenantId, AppId)| works_for.0 == *tenant && works_for.1 == app.id;
+        Quota {
+            tenant: tenant.clone(),
+            app: app.id.clone(),
+            concurrency_max: app.concurrency_max,
+            rate_per_second_max: app.rate_per_second_max,
+            in_flight: self.works_for.values().filter(mine).count(),
+        }
     }
 
     async fn count(&mut self) -> Result<(), WorkerError> {
@@ -179,23 +214,6 @@ impl Deliverer {
         let oldest = counts.oldest_due.map_or(0, |at| (now.0 - at.0).max(0));
         metrics::gauge!("annals_lanes_oldest_due_seconds").set(oldest as f64 / 1_000.0);
         Ok(())
-    }
-}
-
-fn ended_well(ended: Result<(), tokio::task::JoinError>) -> usize {
-    if let Err(error) = ended {
-        // The lane is taken over when its lease ends.
-        tracing::error!(%error, "a delivery ended abnormally");
-    }
-    1
-}
-
-fn quota((tenant, app): &(TenantId, App)) -> Quota {
-    Quota {
-        tenant: tenant.clone(),
-        app: app.id.clone(),
-        concurrency_max: app.concurrency_max,
-        rate_per_second_max: app.rate_per_second_max,
     }
 }
 

@@ -96,7 +96,8 @@ pub fn decide(
     let hold = |pause_ms: i64, outcome| {
         let until = now.plus_ms(pause_ms);
         Decision {
-            next: Next::Later { at: until, failed: false },
+            // The breaker holds it; when that closes early, the lane goes on at once.
+            next: Next::Later { at: now, failed: false },
             outcome,
             target: TargetReport::Open { until, reason: failure.message.clone() },
         }

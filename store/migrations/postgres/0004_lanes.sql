@@ -28,6 +28,7 @@ CREATE TABLE lanes.lane (
     attempts            BIGINT NOT NULL CHECK (attempts >= 0),    -- failures in a row
     runs                BIGINT NOT NULL CHECK (runs >= 0),        -- attempts recorded since the beginning
     remote_id           TEXT COLLATE "C",
+    remote_home         TEXT COLLATE "C",         -- whose id it is: it means nothing to another target
     applied_hash        BYTEA,                     -- keyed hash of the content the target has
     last_error          TEXT COLLATE "C",
     deleted             BIGINT NOT NULL CHECK (deleted IN (0, 1)),
@@ -42,7 +43,8 @@ CREATE TABLE lanes.lane (
     CHECK ((state IN ('due', 'leased', 'waiting')) = (due_at IS NOT NULL)),
     CHECK (state <> 'leased' OR due_at = lease_until),
     CHECK (state NOT IN ('idle', 'waiting') OR applied_version = wanted_version),
-    CHECK ((snapshot_version IS NULL) = (snapshot_after IS NULL))
+    CHECK ((snapshot_version IS NULL) = (snapshot_after IS NULL)),
+    CHECK ((remote_id IS NULL) = (remote_home IS NULL))
 );
 CREATE INDEX lane_due ON lanes.lane (tenant, app, due_at) WHERE due_at IS NOT NULL;
 CREATE INDEX lane_leased ON lanes.lane (tenant, app, lease_until) WHERE state = 'leased';

@@ -7,8 +7,8 @@ use annals_domain::clock::Timestamp;
 use annals_domain::ids::{AppId, ResourceId, TenantId};
 
 use super::{
-    DETAIL_BYTES_MAX, LaneKey, LaneKind, LaneState, LaneWork, Leased, Next, Pending, PendingChange, Report,
-    Snapshot, TargetReport, cut,
+    DETAIL_BYTES_MAX, LaneKey, LaneKind, LaneState, LaneWork, Leased, Next, Pending, PendingChange, RemoteId,
+    Report, Snapshot, TargetReport, cut,
 };
 use crate::Store;
 use crate::backend::{Area, Col, Row, Rows, Tx, sql};
@@ -33,6 +33,8 @@ pub struct Quota {
     pub concurrency_max: usize,
     /// Most requests a second, over all processes; 0 = no limit.
     pub rate_per_second_max: u32,
+    /// Lanes of it that this deliverer has in work.
+    pub in_flight: usize,
 }
 
 /// What saving under a lease came to.
@@ -61,7 +63,7 @@ const KEY: &[(&str, Col)] = &[("id", Col::Text)];
 
 const LEASED: &str = "l.id, l.resource_type, l.kind, l.wanted_version, l.wanted_position, l.deleted, \
      l.lease_fence, l.attempts, l.resync_fence, l.state, l.applied_version, l.applied_position, \
-     l.applied_hash, l.remote_id, l.snapshot_version, l.snapshot_after";
+     l.applied_hash, l.remote_id, l.snapshot_version, l.snapshot_after, l.remote_home";
 
 /// The breaker and the rate of an app, locked.
 struct Target {
@@ -135,20 +137,32 @@ impl Store {
         if due.is_empty() {
             return Ok(Vec::new());
         }
-        // Two deliverers take targets' rows in the same order.
-        let mut quotas: Vec<&Quota> = quotas
+        let is_due = |q: &Quota| due.iter().any(|(t, a)| t == q.tenant.as_str() && a == q.app.as_str());
+        // Every app that is due or at work has the same share: those that hang cannot take it all.
+        let capacity = max + quotas.iter().map(|quota| quota.in_flight).sum::<usize>();
+        let active = quotas.iter().filter(|quota| quota.in_flight > 0 || is_due(quota)).count();
+        let share = (capacity / active.max(1)).max(1);
+        let mut chosen: Vec<(&Quota, usize)> = quotas
             .iter()
-            .filter(|q| due.iter().any(|(t, a)| t == q.tenant.as_str() && a == q.app.as_str()))
+            .filter(|quota| is_due(quota))
+            .map(|quota| (quota, share.saturating_sub(quota.in_flight)))
+            .filter(|(_, most)| *most > 0)
             .collect();
-        quotas.sort_by(|a, b| (&a.tenant, &a.app).cmp(&(&b.tenant, &b.app)));
-        // No app takes all there is while others are due.
-        let share = (max / quotas.len()).max(1);
+        if chosen.len() > max {
+            let mut random = [0; 8];
+            self.entropy().fill(&mut random);
+            let start = usize::from_le_bytes(random) % chosen.len();
+            chosen.rotate_left(start);
+            chosen.truncate(max);
+        }
+        // Two deliverers take targets' rows in the same order.
+        chosen.sort_by(|(a, _), (b, _)| (&a.tenant, &a.app).cmp(&(&b.tenant, &b.app)));
         let mut tx = self.backend().begin_write(Area::Lanes).await?;
         let mut leased = Vec::new();
-        for quota in quotas {
-            let share = share.min(max - leased.len());
-            if share > 0 {
-                lease_of_app(&mut tx, owner, now, now.plus_ms(ms(ttl)), quota, share, &mut leased).await?;
+        for (quota, most) in chosen {
+            let most = most.min(max - leased.len());
+            if most > 0 {
+                lease_of_app(&mut tx, owner, now, now.plus_ms(ms(ttl)), quota, most, &mut leased).await?;
             }
         }
         tx.commit().await?;
@@ -233,7 +247,8 @@ impl Store {
             return Ok(Finished::Lost);
         }
         let mut woken = write_work(&mut tx, now, leased, &row).await?;
-        let (waits, ready) = waiting(&mut tx, &leased.key).await?;
+        let home = leased.work.remote.as_ref().map_or("", |remote| remote.home.as_str());
+        let (waits, ready) = waiting(&mut tx, &leased.key, home).await?;
         let (state, due_at, attempts) = after(leased, &row, report, waits, ready, now);
         let error = report.error.as_deref().map(|error| cut(error, DETAIL_BYTES_MAX));
         let update = sql("UPDATE lanes.lane SET state = $4, due_at = $5, attempts = $6, runs = $7, \
@@ -256,11 +271,12 @@ impl Store {
         Ok(Finished::As(state))
     }
 
-    /// The ids that entities have at an app, of those that have one.
+    /// The ids that entities have at an app's target, of those that have one.
     pub async fn remote_ids(
         &self,
         tenant: &TenantId,
         app: &AppId,
+        home: &str,
         ids: &[ResourceId],
     ) -> Result<HashMap<ResourceId, String>> {
         let mut rows = Rows::new(KEY);
@@ -271,37 +287,46 @@ impl Store {
             return Ok(HashMap::new());
         }
         let select = sql("SELECT l.id, l.remote_id FROM {rows} CROSS JOIN lanes.lane l \
-             WHERE l.tenant = $1 AND l.app = $2 AND l.id = r.id AND l.remote_id IS NOT NULL")
+             WHERE l.tenant = $1 AND l.app = $2 AND l.id = r.id AND l.remote_home = $3")
         .bind(tenant)
         .bind(app)
+        .bind(home)
         .rows(rows);
         let found = self.backend().fetch_all(Area::Lanes, select).await?;
         found.iter().map(|row| Ok((ResourceId::from_text(&row.text(0)?), row.text(1)?))).collect()
     }
 
-    /// Another entity that is linked to this id at the app, and where its lane stands.
-    pub async fn linked_to(&self, key: &LaneKey, remote_id: &str) -> Result<Option<(ResourceId, LaneState)>> {
+    /// Another entity that is linked to this id at the app's target, and where its lane stands.
+    pub async fn linked_to(
+        &self,
+        key: &LaneKey,
+        remote: &RemoteId,
+    ) -> Result<Option<(ResourceId, LaneState)>> {
         let select = sql("SELECT l.id, l.state FROM lanes.lane l WHERE l.tenant = $1 AND l.app = $2 \
-             AND l.remote_id = $3 AND l.id <> $4 ORDER BY l.id LIMIT 1")
+             AND l.remote_id = $3 AND l.remote_home = $4 AND l.id <> $5 ORDER BY l.id LIMIT 1")
         .bind(&key.tenant)
         .bind(&key.app)
-        .bind(remote_id)
+        .bind(&remote.id)
+        .bind(&remote.home)
         .bind(&key.id);
         let row = self.backend().fetch_optional(Area::Lanes, select).await?;
-        row.map(|row| Ok((ResourceId::from_text(&row.text(0)?), LaneState::stored(&row.text(1)?)?))).transpose()
+        row.map(|row| Ok((ResourceId::from_text(&row.text(0)?), LaneState::stored(&row.text(1)?)?)))
+            .transpose()
     }
 
-    /// The references of a lane's entity that wait for other lanes, after one given, at most `max`.
+    /// The references of a lane's entity that wait for other lanes' ids at the target, after one given, at
+    /// most `max`.
     pub async fn pending(
         &self,
         key: &LaneKey,
+        home: &str,
         after: Option<(&str, &ResourceId)>,
         max: usize,
     ) -> Result<Vec<Pending>> {
         let (attribute, member) = after.map_or(("", ""), |(attribute, id)| (attribute, id.as_str()));
         let select = sql("SELECT p.attribute, p.member_id, m.remote_id, p.parked \
              FROM lanes.pending_member p LEFT JOIN lanes.lane m \
-             ON m.tenant = p.tenant AND m.app = p.app AND m.id = p.member_id \
+             ON m.tenant = p.tenant AND m.app = p.app AND m.id = p.member_id AND m.remote_home = $7 \
              WHERE p.tenant = $1 AND p.app = $2 AND p.group_id = $3 AND (p.attribute, p.member_id) > ($4, $5) \
              ORDER BY p.attribute, p.member_id LIMIT $6")
         .bind(&key.tenant)
@@ -309,7 +334,8 @@ impl Store {
         .bind(&key.id)
         .bind(attribute)
         .bind(member)
-        .bind(max);
+        .bind(max)
+        .bind(home);
         let rows = self.backend().fetch_all(Area::Lanes, select).await?;
         rows.iter()
             .map(|row| {
@@ -329,14 +355,15 @@ impl Store {
         let mut tx = self.backend().begin_write(Area::Lanes).await?;
         let target = lock_target(&mut tx, &key.tenant, &key.app).await?;
         let select = sql("SELECT l.id, l.state, l.lease_fence, l.wanted_version, l.wanted_position, \
-             l.applied_version, l.applied_position, l.resync_fence, l.runs, l.remote_id FROM lanes.lane l \
+             l.applied_version, l.applied_position, l.resync_fence, l.runs, l.remote_id, l.remote_home \
+             FROM lanes.lane l \
              WHERE l.tenant = $1 AND l.app = $2 AND (l.id = $3 OR ($4 = 1 AND l.id IN (SELECT p.group_id \
              FROM lanes.pending_member p WHERE p.tenant = $1 AND p.app = $2 AND p.member_id = $3))) \
              ORDER BY l.id {for_update}")
         .bind(&key.tenant)
         .bind(&key.app)
         .bind(&key.id)
-        .bind(leased.work.remote_id.is_some());
+        .bind(leased.work.remote.is_some());
         let mut own = None;
         for row in tx.fetch_all(select).await? {
             if row.text(0)? == key.id.as_str() {
@@ -368,7 +395,7 @@ struct Held {
     applied_position: i64,
     resync_fence: Option<i64>,
     runs: i64,
-    remote_id: Option<String>,
+    remote: Option<RemoteId>,
 }
 
 impl Held {
@@ -382,7 +409,7 @@ impl Held {
             applied_position: row.int(6)?,
             resync_fence: row.opt_int(7)?,
             runs: row.int(8)?,
-            remote_id: row.opt_text(9)?,
+            remote: remote(row.opt_text(9)?, row.opt_text(10)?),
         })
     }
 
@@ -400,6 +427,10 @@ impl Held {
     fn applied(&self, leased: &Leased) -> i64 {
         if self.is_stale(leased) { self.applied_version } else { leased.work.applied_version }
     }
+}
+
+fn remote(id: Option<String>, home: Option<String>) -> Option<RemoteId> {
+    Some(RemoteId { id: id?, home: home? })
 }
 
 async fn lock_target(tx: &mut Tx, tenant: &TenantId, app: &AppId) -> Result<Target> {
@@ -524,7 +555,7 @@ fn read_leased(row: &Row, quota: &Quota, until: Timestamp) -> Result<Leased> {
             applied_version,
             applied_position: row.int(11)?,
             applied_hash: row.opt_bytes(12)?,
-            remote_id: row.opt_text(13)?,
+            remote: remote(row.opt_text(13)?, row.opt_text(16)?),
             snapshot,
             pending: Vec::new(),
         },
@@ -545,7 +576,7 @@ async fn write_work(tx: &mut Tx, now: Timestamp, leased: &Leased, row: &Held) ->
     let snapshot = work.snapshot.as_ref().filter(|_| !stale);
     let update = sql("UPDATE lanes.lane SET applied_version = $4, applied_position = $5, \
          wanted_version = $6, wanted_position = $7, applied_hash = $8, remote_id = $9, \
-         snapshot_version = $10, snapshot_after = $11 WHERE tenant = $1 AND app = $2 AND id = $3")
+         snapshot_version = $10, snapshot_after = $11, remote_home = $12 WHERE tenant = $1 AND app = $2 AND id = $3")
     .bind(&key.tenant)
     .bind(&key.app)
     .bind(&key.id)
@@ -554,12 +585,13 @@ async fn write_work(tx: &mut Tx, now: Timestamp, leased: &Leased, row: &Held) ->
     .bind(wanted)
     .bind(wanted_position)
     .bind(work.applied_hash.clone().filter(|_| !stale))
-    .bind(work.remote_id.as_deref())
+    .bind(work.remote.as_ref().map(|remote| remote.id.as_str()))
     .bind(snapshot.map(|snapshot| snapshot.version))
-    .bind(snapshot.map(|snapshot| snapshot.after.as_str()));
+    .bind(snapshot.map(|snapshot| snapshot.after.as_str()))
+    .bind(work.remote.as_ref().map(|remote| remote.home.as_str()));
     tx.execute(update).await?;
     write_pending(tx, key, &work.pending).await?;
-    if work.remote_id.is_none() || work.remote_id == row.remote_id {
+    if work.remote.is_none() || work.remote == row.remote {
         return Ok(false);
     }
     // Whoever waited for this remote id goes on. A parked reference gets another try: the id is new.
@@ -606,6 +638,14 @@ async fn write_pending(tx: &mut Tx, key: &LaneKey, changes: &[PendingChange]) ->
                 .bind(attribute);
                 tx.execute(insert).await?;
             }
+            PendingChange::ClearMembers => {
+                let delete = sql("DELETE FROM lanes.pending_member \
+                     WHERE tenant = $1 AND app = $2 AND group_id = $3 AND attribute = 'members'")
+                .bind(&key.tenant)
+                .bind(&key.app)
+                .bind(&key.id);
+                tx.execute(delete).await?;
+            }
             PendingChange::ClearReferences => {
                 let delete = sql("DELETE FROM lanes.pending_member \
                      WHERE tenant = $1 AND app = $2 AND group_id = $3 AND attribute <> 'members'")
@@ -650,17 +690,18 @@ async fn write_pending(tx: &mut Tx, key: &LaneKey, changes: &[PendingChange]) ->
 }
 
 /// Whether references of the lane's entity wait, and whether one could be sent by now.
-async fn waiting(tx: &mut Tx, key: &LaneKey) -> Result<(bool, bool)> {
+async fn waiting(tx: &mut Tx, key: &LaneKey, home: &str) -> Result<(bool, bool)> {
     let select = sql("SELECT \
          CASE WHEN EXISTS (SELECT 1 FROM lanes.pending_member p \
            WHERE p.tenant = $1 AND p.app = $2 AND p.group_id = $3) THEN CAST(1 AS BIGINT) ELSE 0 END, \
          CASE WHEN EXISTS (SELECT 1 FROM lanes.pending_member p CROSS JOIN lanes.lane m \
            WHERE p.tenant = $1 AND p.app = $2 AND p.group_id = $3 AND p.parked = 0 \
-           AND m.tenant = $1 AND m.app = $2 AND m.id = p.member_id AND m.remote_id IS NOT NULL) \
+           AND m.tenant = $1 AND m.app = $2 AND m.id = p.member_id AND m.remote_home = $4) \
          THEN CAST(1 AS BIGINT) ELSE 0 END")
     .bind(&key.tenant)
     .bind(&key.app)
-    .bind(&key.id);
+    .bind(&key.id)
+    .bind(home);
     let row = tx.fetch_optional(select).await?;
     row.map_or(Ok((false, false)), |row| Ok((row.flag(0)?, row.flag(1)?)))
 }

@@ -18,11 +18,14 @@ use annals_domain::scim::resource::Document;
 use annals_domain::scim::schema::ResourceType;
 use annals_domain::view::references;
 use annals_store::StateRow;
-use annals_store::lanes::{LaneKey, LaneState, Outcome, PendingChange, REMOTE_ID_BYTES_MAX, Snapshot, takes};
+use annals_store::lanes::{
+    LaneKey, LaneState, LaneWork, Outcome, PendingChange, REMOTE_ID_BYTES_MAX, RemoteId, Snapshot, takes,
+};
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
 use reqwest::{Method, Url};
 use secrecy::ExposeSecret;
 use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
 
 use self::requests::{
     Desired, add_members, changed_paths, desired, filter_query, hash, id_of, id_of_location, is_hit,
@@ -75,12 +78,20 @@ struct Target {
     /// `Users`
     endpoint: String,
     members_per_request_max: usize,
+    /// Whose ids the target's are: another address is another target.
+    home: String,
     known: Option<Capabilities>,
+    /// What becomes of references that wait, once the content is sent.
+    references: Vec<PendingChange>,
 }
 
 /// Brings the target up to the newest state.
 pub(crate) async fn deliver(run: &mut Run, base_url: &str, members_per_request_max: usize) -> Ran {
     let mut target = Target::of(run, base_url, members_per_request_max)?;
+    if run.lease.work.remote.as_ref().is_some_and(|remote| remote.home != target.home) {
+        run.note("the app has another target now");
+        run.lease.work = LaneWork::default();
+    }
     let key = target.key.clone();
     let state = run.store.state(&key.tenant, &key.id).await?;
     match state {
@@ -121,8 +132,19 @@ impl Target {
             endpoint: resource_type.endpoint.trim_matches('/').to_owned(),
             resource_type,
             members_per_request_max: members_per_request_max.max(1),
+            home: home(base_url),
             known: None,
+            references: Vec::new(),
         })
+    }
+
+    fn remote_id(&self, id: String) -> RemoteId {
+        RemoteId { id, home: self.home.clone() }
+    }
+
+    /// The entity's id at the target.
+    fn remote(&self, run: &Run) -> Option<String> {
+        run.lease.work.remote.as_ref().map(|remote| remote.id.clone())
     }
 
     fn url(&self, parts: &[&str], query: Option<&str>) -> Result<Url, Stop> {
@@ -217,7 +239,7 @@ impl Target {
     // Deleting.
 
     async fn delete(&mut self, run: &mut Run, version: i64, position: i64) -> Ran {
-        let mut remote = run.lease.work.remote_id.clone();
+        let mut remote = self.remote(run);
         // An earlier lease may have created it without being able to write that down.
         if remote.is_none() && run.lease.fence > 1 {
             let own = self.key.id.as_str().to_owned();
@@ -234,7 +256,7 @@ impl Target {
             outcome = Outcome::Deleted;
         }
         let work = &mut run.lease.work;
-        work.remote_id = None;
+        work.remote = None;
         work.applied_hash = None;
         work.snapshot = None;
         work.applied_version = version;
@@ -251,11 +273,13 @@ impl Target {
         let with_members = has_members(&self.resource_type);
         let same = run.lease.work.applied_hash.as_ref() == Some(&hash) && !run.lease.resync;
         let mut outcome = Outcome::Unchanged;
-        if run.lease.work.remote_id.is_none() {
+        if run.lease.work.remote.is_none() {
             outcome = self.create(run, state, &desired).await?;
         } else if !same && (!with_members || self.patches(run).await?) {
             outcome = self.update(run, state, &desired).await?;
         }
+        // Not before: what failed is to be tried with the same references.
+        run.lease.work.pending.append(&mut self.references);
         // A group that is PUT as a whole is not done before its members are.
         let put_whole = with_members && !self.patches(run).await?;
         if !put_whole {
@@ -284,23 +308,23 @@ impl Target {
 
     /// What is wanted, with references as far as the target has what they name. The others are waited
     /// for, if they can come at all.
-    async fn desired(&self, run: &mut Run, document: &Document) -> Result<Desired, Stop> {
+    async fn desired(&mut self, run: &Run, document: &Document) -> Result<Desired, Stop> {
         let (tenant, app) = (&self.key.tenant, &self.key.app);
         let named: Vec<ResourceId> =
             references(&self.resource_type, document).into_iter().map(|(_, id)| id).collect();
-        let remote = run.store.remote_ids(tenant, app, &named).await?;
+        let remote = run.store.remote_ids(tenant, app, &self.home, &named).await?;
         let desired = desired(&self.resource_type, &self.key.id, document, &remote);
-        let waited = run.store.pending(&self.key, None, PENDING_MAX).await?;
+        let waited = run.store.pending(&self.key, &self.home, None, PENDING_MAX).await?;
         if desired.missing.is_empty() && waited.iter().all(|pending| pending.attribute == "members") {
             return Ok(desired);
         }
         let missing: Vec<ResourceId> = desired.missing.iter().map(|(_, id)| id.clone()).collect();
         let will_come = self.will_come(run, &missing).await?;
-        run.lease.work.pending.push(PendingChange::ClearReferences);
+        self.references.push(PendingChange::ClearReferences);
         for (attribute, member) in &desired.missing {
             if will_come.contains(member) {
                 let (attribute, member) = (attribute.clone(), member.clone());
-                run.lease.work.pending.push(PendingChange::Wait { attribute, member });
+                self.references.push(PendingChange::Wait { attribute, member });
             }
         }
         Ok(desired)
@@ -335,7 +359,7 @@ impl Target {
                 let message = "the target created it, but does not say under which id";
                 return Err(Failure::new(Class::Object, message).into());
             };
-            run.lease.work.remote_id = Some(id);
+            run.lease.work.remote = Some(self.remote_id(id));
             return Ok(Outcome::Created);
         }
         if answer.status == 409 {
@@ -434,7 +458,7 @@ impl Target {
     /// carries its id.
     async fn owner(&self, run: &Run, hit: &Map<String, Value>) -> Result<Option<LaneState>, Stop> {
         if let Some(id) = id_of(hit)
-            && let Some((_, state)) = run.store.linked_to(&self.key, &id).await?
+            && let Some((_, state)) = run.store.linked_to(&self.key, &self.remote_id(id)).await?
         {
             return Ok(Some(state));
         }
@@ -458,7 +482,7 @@ impl Target {
         desired: &Desired,
         found: Map<String, Value>,
     ) -> Ran {
-        run.lease.work.remote_id = id_of(&found);
+        run.lease.work.remote = id_of(&found).map(|id| self.remote_id(id));
         run.note("linked to what the target has");
         self.change(run, state, desired, Some(found)).await?;
         Ok(Outcome::Linked)
@@ -482,7 +506,7 @@ impl Target {
         let mut by_history = there.is_none() && self.is_trusted(run);
         let mut preconditions = 0;
         loop {
-            let Some(remote) = run.lease.work.remote_id.clone() else {
+            let Some(remote) = self.remote(run) else {
                 return Err(Stop::Yield);
             };
             if !self.patches(run).await? {
@@ -490,7 +514,7 @@ impl Target {
             }
             let mut operations = match &history {
                 Some(history) if by_history => {
-                    let paths = with_pending(history, run, &references, &desired.body);
+                    let paths = self.with_references(history, &references, &desired.body);
                     operations_for(&paths, &references, &desired.body)
                 }
                 _ => Vec::new(),
@@ -538,6 +562,22 @@ impl Target {
                 _ => return Err(self.failure(run, &Method::PATCH, &answer, Some(&body))),
             }
         }
+    }
+
+    /// The changed paths, and the references that were waited for: one of them may be known by now.
+    fn with_references(
+        &self,
+        history: &BTreeMap<String, bool>,
+        references: &[String],
+        body: &Map<String, Value>,
+    ) -> BTreeMap<String, bool> {
+        let mut paths = history.clone();
+        if !self.references.is_empty() {
+            for path in references.iter().filter(|path| requests::value_at(body, path).is_some()) {
+                paths.entry(path.clone()).or_insert(false);
+            }
+        }
+        paths
     }
 
     async fn put(&mut self, run: &mut Run, state: &StateRow, desired: &Desired, remote: &str) -> Ran {
@@ -609,7 +649,7 @@ impl Target {
 
     async fn unlink(&self, run: &mut Run) -> Result<(), Stop> {
         let work = &mut run.lease.work;
-        work.remote_id = None;
+        work.remote = None;
         work.applied_hash = None;
         work.snapshot = None;
         if has_members(&self.resource_type) {
@@ -633,8 +673,12 @@ impl Target {
     /// group is new, then what happened since. Says whether anything was sent.
     async fn members(&mut self, run: &mut Run, state: &StateRow) -> Result<bool, Stop> {
         let mut pages = 0;
-        let mut sent = self.members_waited_for(run, &mut pages).await?;
-        if run.lease.work.applied_version == 0 && run.lease.work.snapshot.is_none() {
+        let mut sent = false;
+        if run.lease.work.applied_version > 0 || run.lease.work.snapshot.is_some() {
+            sent = self.members_waited_for(run, &mut pages).await?;
+        } else {
+            // Everyone is sent, so nobody waits from an earlier beginning.
+            run.lease.work.pending.push(PendingChange::ClearMembers);
             run.lease.work.snapshot = Some(Snapshot { version: state.version, after: String::new() });
         }
         while let Some(snapshot) = run.lease.work.snapshot.clone() {
@@ -682,7 +726,7 @@ impl Target {
         let mut after: Option<(String, ResourceId)> = None;
         loop {
             let from = after.as_ref().map(|(attribute, id)| (attribute.as_str(), id));
-            let page = run.store.pending(&self.key, from, PENDING_MAX).await?;
+            let page = run.store.pending(&self.key, &self.home, from, PENDING_MAX).await?;
             let Some(last) = page.last() else { return Ok(sent) };
             after = Some((last.attribute.clone(), last.member.clone()));
             let ready: Vec<(ResourceId, String)> = page
@@ -694,10 +738,9 @@ impl Target {
                 continue;
             }
             bound(pages)?;
-            for (member, _) in &ready {
-                run.lease.work.pending.push(done(member));
-            }
             self.send_members(run, &ready, true).await?;
+            // Not before: what failed still waits.
+            run.lease.work.pending.extend(ready.iter().map(|(member, _)| done(member)));
             sent = true;
             run.save().await?;
         }
@@ -705,33 +748,34 @@ impl Target {
 
     /// Adds members, and waits for those the target does not have yet.
     async fn add(&mut self, run: &mut Run, ids: &[ResourceId]) -> Result<bool, Stop> {
-        let remote = run.store.remote_ids(&self.key.tenant, &self.key.app, ids).await?;
-        self.wait_for(run, ids, &remote).await?;
+        let remote = run.store.remote_ids(&self.key.tenant, &self.key.app, &self.home, ids).await?;
+        let mut waits = self.waits(run, ids, &remote).await?;
+        run.lease.work.pending.append(&mut waits);
         let known: Vec<(ResourceId, String)> =
             ids.iter().filter_map(|id| Some((id.clone(), remote.get(id)?.clone()))).collect();
         self.send_members(run, &known, true).await?;
         Ok(!known.is_empty())
     }
 
-    async fn wait_for(
+    /// That those members are waited for which have no id at the target, but will.
+    async fn waits(
         &self,
-        run: &mut Run,
+        run: &Run,
         ids: &[ResourceId],
         remote: &HashMap<ResourceId, String>,
-    ) -> Result<(), Stop> {
+    ) -> Result<Vec<PendingChange>, Stop> {
         let missing: Vec<ResourceId> = ids.iter().filter(|id| !remote.contains_key(*id)).cloned().collect();
         if missing.is_empty() {
-            return Ok(());
+            return Ok(Vec::new());
         }
-        for member in self.will_come(run, &missing).await? {
-            run.lease.work.pending.push(PendingChange::Wait { attribute: "members".into(), member });
-        }
-        Ok(())
+        let coming = self.will_come(run, &missing).await?;
+        let wait = |member| PendingChange::Wait { attribute: "members".into(), member };
+        Ok(coming.into_iter().map(wait).collect())
     }
 
     /// Removes members. One that the target never had is no member there.
     async fn remove(&mut self, run: &mut Run, ids: &[ResourceId]) -> Result<bool, Stop> {
-        let remote = run.store.remote_ids(&self.key.tenant, &self.key.app, ids).await?;
+        let remote = run.store.remote_ids(&self.key.tenant, &self.key.app, &self.home, ids).await?;
         for id in ids {
             run.lease.work.pending.push(done(id));
         }
@@ -754,7 +798,7 @@ impl Target {
         members: &[(ResourceId, String)],
         add: bool,
     ) -> Result<(), Stop> {
-        let Some(group) = run.lease.work.remote_id.clone() else { return Err(Stop::Yield) };
+        let Some(group) = self.remote(run) else { return Err(Stop::Yield) };
         let chunk = self.chunk(run).await?;
         let mut stack: Vec<&[(ResourceId, String)]> = members.chunks(chunk).rev().collect();
         let mut parked = 0;
@@ -805,8 +849,8 @@ impl Target {
         desired: &Desired,
         same: bool,
     ) -> Result<bool, Stop> {
-        let Some(remote_group) = run.lease.work.remote_id.clone() else { return Err(Stop::Yield) };
-        let waited = run.store.pending(&self.key, None, PENDING_MAX).await?;
+        let Some(remote_group) = self.remote(run) else { return Err(Stop::Yield) };
+        let waited = run.store.pending(&self.key, &self.home, None, PENDING_MAX).await?;
         let ready =
             waited.iter().any(|pending| pending.attribute == "members" && pending.remote_id.is_some());
         if same && !ready && run.lease.work.applied_version >= state.version {
@@ -814,13 +858,13 @@ impl Target {
         }
         let mut members = Vec::new();
         let mut after: Option<ResourceId> = None;
-        run.lease.work.pending.push(PendingChange::ClearAll);
+        let mut pending = vec![PendingChange::ClearMembers];
         loop {
             let (tenant, group) = (self.key.tenant.clone(), self.key.id.clone());
             let page = run.store.members(&tenant, &group, after.as_ref(), PAGE_MEMBERS).await?;
             let ids: Vec<ResourceId> = page.iter().map(|member| member.id.clone()).collect();
-            let remote = run.store.remote_ids(&tenant, &self.key.app, &ids).await?;
-            self.wait_for(run, &ids, &remote).await?;
+            let remote = run.store.remote_ids(&tenant, &self.key.app, &self.home, &ids).await?;
+            pending.extend(self.waits(run, &ids, &remote).await?);
             members.extend(ids.iter().filter_map(|id| Some(json!({ "value": remote.get(id)? }))));
             if members.len() > PUT_MEMBERS_MAX {
                 let message =
@@ -844,27 +888,12 @@ impl Target {
         if !answer.is_success() {
             return Err(self.failure(run, &Method::PUT, &answer, Some(&body)));
         }
+        run.lease.work.pending.append(&mut pending);
         run.lease.work.snapshot = None;
         run.lease.work.applied_version = state.version;
         run.lease.work.applied_position = state.position;
         Ok(true)
     }
-}
-
-/// The changed paths, and the references that were waited for: one of them may be known by now.
-fn with_pending(
-    history: &BTreeMap<String, bool>,
-    run: &Run,
-    references: &[String],
-    body: &Map<String, Value>,
-) -> BTreeMap<String, bool> {
-    let mut paths = history.clone();
-    if run.lease.work.pending.contains(&PendingChange::ClearReferences) {
-        for path in references.iter().filter(|path| requests::value_at(body, path).is_some()) {
-            paths.entry(path.clone()).or_insert(false);
-        }
-    }
-    paths
 }
 
 fn done(member: &ResourceId) -> PendingChange {
@@ -875,6 +904,12 @@ fn done(member: &ResourceId) -> PendingChange {
 fn bound(pages: &mut usize) -> Result<(), Stop> {
     *pages += 1;
     if *pages > PAGES_PER_RUN { Err(Stop::Yield) } else { Ok(()) }
+}
+
+/// A short name for the target at an address.
+fn home(base_url: &str) -> String {
+    let digest = Sha256::digest(base_url.trim_end_matches('/').as_bytes());
+    digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// What a request is called in logs and attempts: no id and no value.

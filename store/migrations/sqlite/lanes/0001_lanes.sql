@@ -26,6 +26,7 @@ CREATE TABLE lane (
     attempts            INTEGER NOT NULL CHECK (attempts >= 0),    -- failures in a row
     runs                INTEGER NOT NULL CHECK (runs >= 0),        -- attempts recorded since the beginning
     remote_id           TEXT,
+    remote_home         TEXT,                     -- whose id it is: it means nothing to another target
     applied_hash        BLOB,                     -- keyed hash of the content the target has
     last_error          TEXT,
     deleted             INTEGER NOT NULL CHECK (deleted IN (0, 1)),
@@ -40,7 +41,8 @@ CREATE TABLE lane (
     CHECK ((state IN ('due', 'leased', 'waiting')) = (due_at IS NOT NULL)),
     CHECK (state <> 'leased' OR due_at = lease_until),
     CHECK (state NOT IN ('idle', 'waiting') OR applied_version = wanted_version),
-    CHECK ((snapshot_version IS NULL) = (snapshot_after IS NULL))
+    CHECK ((snapshot_version IS NULL) = (snapshot_after IS NULL)),
+    CHECK ((remote_id IS NULL) = (remote_home IS NULL))
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX lane_due ON lane (tenant, app, due_at) WHERE due_at IS NOT NULL;
 CREATE INDEX lane_leased ON lane (tenant, app, lease_until) WHERE state = 'leased';

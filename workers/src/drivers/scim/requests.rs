@@ -192,9 +192,11 @@ pub fn operations_for(
     }
     whole
         .into_iter()
-        .map(|(path, existed)| match value_at(desired, path) {
-            Some(value) => operation(if existed { "replace" } else { "add" }, path, Some(value)),
-            None => operation("remove", path, None),
+        .filter_map(|(path, existed)| match value_at(desired, path) {
+            Some(value) => Some(operation(if existed { "replace" } else { "add" }, path, Some(value))),
+            None if existed => Some(operation("remove", path, None)),
+            // It came and went.
+            None => None,
         })
         .collect()
 }
