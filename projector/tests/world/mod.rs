@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use annals_bus::{Feed, JournalFeed};
-use annals_domain::clock::{Clock as _, Entropy as _};
+use annals_domain::clock::Clock as _;
 use annals_domain::event::{Actor, Cause};
 use annals_domain::ids::{ResourceId, TenantId};
 use annals_domain::resource::Command;
@@ -19,24 +19,24 @@ use serde_json::Value;
 use sqlx::{Connection as _, Executor as _};
 
 /// One database, opened once or several times.
-pub struct World {
-    pub store: Store,
-    pub clock: Arc<ManualClock>,
+pub(crate) struct World {
+    pub(crate) store: Store,
+    pub(crate) clock: Arc<ManualClock>,
     database: Database,
     _dir: Option<tempfile::TempDir>,
 }
 
-pub fn acme() -> TenantId {
+pub(crate) fn acme() -> TenantId {
     TenantId::new("acme").unwrap()
 }
 
 impl World {
-    pub async fn sqlite() -> World {
+    pub(crate) async fn sqlite() -> World {
         let dir = tempfile::tempdir().unwrap();
         World::open(Database::Sqlite { dir: dir.path().to_owned() }, Some(dir)).await
     }
 
-    pub async fn postgres() -> World {
+    pub(crate) async fn postgres() -> World {
         let url = annals_testkit::postgres::shared().await.create_database().await.unwrap();
         World::open(Database::Postgres { url, connections_max: 8 }, None).await
     }
@@ -50,12 +50,12 @@ impl World {
     }
 
     /// A second process.
-    pub async fn another(&self, seed: u64) -> Store {
+    pub(crate) async fn another(&self, seed: u64) -> Store {
         open(&self.database, self.clock.clone(), seed).await
     }
 
     /// Runs a statement behind the store's back: on SQLite in the file, on PostgreSQL in the schema.
-    pub async fn meddle(&self, area: &str, statement: &str) {
+    pub(crate) async fn meddle(&self, area: &str, statement: &str) {
         match &self.database {
             Database::Sqlite { dir } => {
                 let url = format!("sqlite://{}", dir.join(format!("{area}.db")).display());
@@ -72,7 +72,7 @@ impl World {
         }
     }
 
-    pub async fn create(&self, resource_type: &str, body: Value) -> ResourceId {
+    pub(crate) async fn create(&self, resource_type: &str, body: Value) -> ResourceId {
         // Ids of one millisecond have no order among them.
         self.clock.advance(Duration::from_millis(1));
         let id = ResourceId::from_uuid(self.store.entropy().uuid_v7(self.clock.now()));
@@ -81,7 +81,7 @@ impl World {
         id
     }
 
-    pub async fn execute(&self, resource_type: &str, id: &ResourceId, command: Command) {
+    pub(crate) async fn execute(&self, resource_type: &str, id: &ResourceId, command: Command) {
         let request = Request {
             tenant: acme(),
             resource_type: self.store.registry().resource_type(resource_type).unwrap().clone(),
@@ -113,13 +113,17 @@ async fn open(database: &Database, clock: Arc<ManualClock>, seed: u64) -> Store 
 }
 
 /// A projector on the journal's feed that hardly waits.
-pub fn projector(store: &Store) -> Projector {
+pub(crate) fn projector(store: &Store) -> Projector {
     Projector::new(store.clone(), Feed::Journal(JournalFeed::new(store.clone())))
         .with_wait(Duration::from_millis(5))
 }
 
 /// The ids that match, or what went wrong; waits for nobody.
-pub async fn find(store: &Store, resource_type: &str, filter: &str) -> Result<Vec<ResourceId>, StoreError> {
+pub(crate) async fn find(
+    store: &Store,
+    resource_type: &str,
+    filter: &str,
+) -> Result<Vec<ResourceId>, StoreError> {
     let rt = store.registry().resource_type(resource_type).unwrap().clone();
     let parsed = parse(filter, Budget::default()).unwrap();
     let mut dialect = Dialect::new(Profile::Generic);

@@ -297,11 +297,11 @@ impl<'a> Translator<'a> {
     }
 
     fn element_set(&mut self, attribute: &str, test: &Bound) -> Result<String> {
-        if let Bound::Or(all) = test {
-            if element_rank(test).is_some() {
-                let sets: Result<Vec<String>> = all.iter().map(|b| self.element_set(attribute, b)).collect();
-                return Ok(sets?.join(" UNION ALL "));
-            }
+        if let Bound::Or(all) = test
+            && element_rank(test).is_some()
+        {
+            let sets: Result<Vec<String>> = all.iter().map(|b| self.element_set(attribute, b)).collect();
+            return Ok(sets?.join(" UNION ALL "));
         }
         let terms = match test {
             Bound::And(terms) => terms.as_slice(),

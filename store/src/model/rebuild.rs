@@ -70,6 +70,9 @@ struct Copying {
     links_after: (String, String, String),
 }
 
+/// Stored values by path, element and ordinal.
+type Values = BTreeMap<(i64, i64, i64), String>;
+
 /// What a step of copying came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Copied {
@@ -459,7 +462,7 @@ impl Store {
             "SELECT a.tenant, a.id, a.path, a.element, a.ordinal, a.value, a.rest FROM {rows} \
              CROSS JOIN model.attribute_@ a WHERE a.tenant = r.tenant AND a.id = r.id",
         );
-        let mut attributes: BTreeMap<(String, String), BTreeMap<(i64, i64, i64), String>> = BTreeMap::new();
+        let mut attributes: BTreeMap<(String, String), Values> = BTreeMap::new();
         for row in model.fetch_all(select.rows(rows())).await? {
             let value = row.text(5)? + row.opt_text(6)?.as_deref().unwrap_or_default();
             let at = (row.int(2)?, row.int(3)?, row.int(4)?);
