@@ -296,14 +296,16 @@ impl Store {
         found.iter().map(|row| Ok((ResourceId::from_text(&row.text(0)?), row.text(1)?))).collect()
     }
 
-    /// Another entity that is linked to this id at the app's target, and where its lane stands.
+    /// Another entity that is linked to this id at the app's target, and where its lane stands. One that
+    /// was deleted there is linked no more.
     pub async fn linked_to(
         &self,
         key: &LaneKey,
         remote: &RemoteId,
     ) -> Result<Option<(ResourceId, LaneState)>> {
         let select = sql("SELECT l.id, l.state FROM lanes.lane l WHERE l.tenant = $1 AND l.app = $2 \
-             AND l.remote_id = $3 AND l.remote_home = $4 AND l.id <> $5 ORDER BY l.id LIMIT 1")
+             AND l.remote_id = $3 AND l.remote_home = $4 AND l.id <> $5 \
+             AND NOT (l.deleted = 1 AND l.state = 'idle') ORDER BY l.id LIMIT 1")
         .bind(&key.tenant)
         .bind(&key.app)
         .bind(&remote.id)

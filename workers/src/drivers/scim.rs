@@ -256,7 +256,7 @@ impl Target {
             outcome = Outcome::Deleted;
         }
         let work = &mut run.lease.work;
-        work.remote = None;
+        // The id stays: a group's lane that comes later has yet to take the member away.
         work.applied_hash = None;
         work.snapshot = None;
         work.applied_version = version;
