@@ -43,7 +43,8 @@ fn is_refusal(answer: &Answer, statuses: &[u16]) -> Result<()> {
     ensure!(kind.starts_with("application/scim+json"), "{asked}: Content-Type {kind:?}");
     let body = answer.json();
     ensure!(body["schemas"] == json!(["urn:ietf:params:scim:api:messages:2.0:Error"]), "{asked}: {body}");
-    ensure!(body["status"] == answer.status.to_string(), "{asked}: {body}");
+    let status = answer.status.to_string();
+    ensure!(body["status"].as_str() == Some(status.as_str()), "{asked}: {body}");
     let text = body.to_string();
     ensure!(!text.contains(PASSWORD), "{asked}: the answer repeats a password: {text}");
     ensure!(text.len() < 4_096, "{asked}: the answer is as long as what was sent");

@@ -45,7 +45,7 @@ impl Entra {
         match self.flag {
             Flag::Off => false,
             Flag::On => true,
-            Flag::Mixed => self.turn % 2 == 0,
+            Flag::Mixed => self.turn.is_multiple_of(2),
         }
     }
 
@@ -249,7 +249,7 @@ async fn change_members(
     let mut tasks: JoinSet<Result<()>> = JoinSet::new();
     for (n, id) in ids.iter().enumerate() {
         if tasks.len() >= IN_FLIGHT {
-            tasks.join_next().await.context("a task")??;
+            tasks.join_next().await.context("a task")???;
         }
         let operations = member_operation(entra.on(), add, id);
         let scim = nodes[n % nodes.len()].clone();
