@@ -576,9 +576,18 @@ async fn groups_in_groups_and_deleted_members_converge() {
     let outer = world.group("outer", std::slice::from_ref(&inner)).await;
     world.settle().await;
     assert_eq!(target.members("outer").unwrap(), ["inner"]);
+    // The user's lane goes first, by far; not every target takes a lost user out of its groups.
+    let member = remote(&world, &ines).await;
+    target.forget();
+    target.script(Some(Method::PATCH), "/Groups", 1, Action::status(500));
     world.delete("User", &ines).await;
     world.janitor().await;
     world.settle().await;
+    assert_eq!(world.attempts("crm", &ines).await[0].outcome, "deleted");
+    world.settle_for(Duration::from_secs(60)).await;
+    let removal = json!([{ "op": "remove", "path": format!("members[value eq \"{member}\"]") }]);
+    let last = requests(&target, Method::PATCH, "/Groups").pop().unwrap();
+    assert_eq!(Value::from(operations(&last)), removal);
     assert_eq!(target.members("inner").unwrap(), ["olga"]);
     world.delete("Group", &inner).await;
     world.janitor().await;
