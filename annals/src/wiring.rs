@@ -119,4 +119,3 @@ impl Step for DelivererPart {
         self.1.wait_lanes(Duration::from_secs(60)).await;
     }
 }
-

@@ -182,7 +182,6 @@ impl Store {
     }
 
     /// Loads the state and lets the aggregate decide. `None`: there is no such resource.
-    #[expect(clippy::type_complexity, reason = "state before, and the decided aggregate with its events")]
     async fn decide<A: CommandTarget>(
         &self,
         request: &Request,
@@ -259,7 +258,7 @@ impl Store {
             lookups_add: new_lookups.iter().filter(come).map(|l| lookup_write(l, hash(l).1)).collect(),
             references_remove: old_refs.iter().filter(|r| !new_refs.contains(r)).cloned().collect(),
             references_add: new_refs.iter().filter(|r| !old_refs.contains(r)).cloned().collect(),
-            members: (!proposal.members.is_empty()).then(|| MembersWrite {
+            members: (!proposal.members.is_empty()).then_some(MembersWrite {
                 delta: proposal.members,
                 must_exist: !request.settings.dangling_members,
             }),

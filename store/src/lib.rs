@@ -113,9 +113,9 @@ impl Store {
     pub async fn open(options: StoreOptions) -> Result<Store> {
         let backend = Arc::new(Backend::connect(&options.database).await?);
         let wakes = Wakes::start(&backend);
-        let keys = Keys::new(backend.clone(), options.root_key, options.clock.clone(), options.entropy.clone());
-        let writer =
-            Writer::start(
+        let keys =
+            Keys::new(backend.clone(), options.root_key, options.clock.clone(), options.entropy.clone());
+        let writer = Writer::start(
             backend.clone(),
             wakes.clone(),
             options.clock.clone(),

@@ -83,7 +83,10 @@ async fn list(
         let status = store.target_status(owner, &known.id).await?;
         if let (true, Some(until)) = (of_interest && status.failures > 0, status.open_until) {
             let reason = status.reason.unwrap_or_default();
-            println!("# {owner}/{} is on hold until {until} after {} failures: {reason}", known.id, status.failures);
+            println!(
+                "# {owner}/{} is on hold until {until} after {} failures: {reason}",
+                known.id, status.failures
+            );
         }
     }
     let filter = DeliveryFilter { tenant, app, state, ..DeliveryFilter::default() };

@@ -32,7 +32,10 @@ impl Report {
 pub(crate) async fn run(config: &Config) -> anyhow::Result<ExitCode> {
     let mut report = Report { faults: 0 };
     let opened = config
-        .open_store(std::sync::Arc::new(crate::telemetry::SystemClock), std::sync::Arc::new(crate::telemetry::OsEntropy))
+        .open_store(
+            std::sync::Arc::new(crate::telemetry::SystemClock),
+            std::sync::Arc::new(crate::telemetry::OsEntropy),
+        )
         .await;
     match opened {
         Ok(store) => {
@@ -45,10 +48,15 @@ pub(crate) async fn run(config: &Config) -> anyhow::Result<ExitCode> {
     look_at_nats(&mut report, config).await;
     match std::net::TcpListener::bind(config.http.listen) {
         Ok(_) => report.good("http", format!("{} is free", config.http.listen)),
-        Err(error) => report.note("http", format!("{} cannot be listened on ({error}): in use?", config.http.listen)),
+        Err(error) => {
+            report.note("http", format!("{} cannot be listened on ({error}): in use?", config.http.listen))
+        }
     }
     if config.workers.allow_private {
-        report.note("workers", "allow_private is on: apps may be reached by plain HTTP and at private addresses");
+        report.note(
+            "workers",
+            "allow_private is on: apps may be reached by plain HTTP and at private addresses",
+        );
     }
     println!("{}", if report.faults == 0 { "No faults." } else { "See docs/operating.md for each fault." });
     Ok(if report.faults == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -93,7 +101,9 @@ async fn look_at_data(report: &mut Report, store: &Store) -> anyhow::Result<()> 
             let about = format!("token {} of {}/{}", token.id, tenant.id, token.connection);
             match token.expires {
                 Some(at) if at <= now => report.fault(&about, format!("ended {at}: issue another one")),
-                Some(at) if at <= now.plus_ms(30 * 24 * 60 * 60 * 1_000) => report.note(&about, format!("ends {at}")),
+                Some(at) if at <= now.plus_ms(30 * 24 * 60 * 60 * 1_000) => {
+                    report.note(&about, format!("ends {at}"))
+                }
                 Some(_) => {}
                 None => report.note(&about, "never ends"),
             }

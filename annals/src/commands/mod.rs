@@ -2,12 +2,12 @@
 
 pub(crate) mod app;
 pub(crate) mod audit;
+pub(crate) mod bench;
 pub(crate) mod connection;
 pub(crate) mod deliveries;
 pub(crate) mod doctor;
 pub(crate) mod erase;
 pub(crate) mod events;
-pub(crate) mod bench;
 pub(crate) mod rebuild;
 pub(crate) mod serve;
 pub(crate) mod tenant;

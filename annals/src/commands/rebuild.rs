@@ -31,7 +31,9 @@ async fn rebuild(store: &Store) -> anyhow::Result<()> {
                 return Ok(());
             }
             Rebuilding::Different(reason) => {
-                bail!("the rebuilt read model is not what the journal says ({reason}); the old one stays live")
+                bail!(
+                    "the rebuilt read model is not what the journal says ({reason}); the old one stays live"
+                )
             }
         }
     }

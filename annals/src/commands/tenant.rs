@@ -63,7 +63,9 @@ pub(crate) async fn run(config: &Config, command: Command) -> anyhow::Result<()>
     match command {
         Command::Create { tenant, settings } => {
             store.create_tenant(&tenant, settings.into(), operator()).await?;
-            println!("Tenant {tenant} was made. Next: annals connection create {tenant} <name> --profile entra");
+            println!(
+                "Tenant {tenant} was made. Next: annals connection create {tenant} <name> --profile entra"
+            );
         }
         Command::Set { tenant, settings } => {
             if store.tenant(&tenant).await?.is_none() {

@@ -24,7 +24,12 @@ impl Connection {
     }
 
     /// Sends a request and reads its answer; returns the status and how long it took.
-    pub(crate) async fn send(&mut self, method: &str, target: &str, body: &str) -> anyhow::Result<(u16, Duration)> {
+    pub(crate) async fn send(
+        &mut self,
+        method: &str,
+        target: &str,
+        body: &str,
+    ) -> anyhow::Result<(u16, Duration)> {
         let request = format!(
             "{method} {target} {}Content-Type: application/scim+json\r\nContent-Length: {}\r\n\r\n{body}",
             self.head,

@@ -19,9 +19,9 @@ use axum::http::StatusCode;
 use axum::routing::post;
 use tokio::task::JoinSet;
 
-use crate::config::Config;
 use super::client::{Connection, quantile_ms};
 use super::{open_empty, spawn, tenant, user_body};
+use crate::config::Config;
 use crate::lifecycle::Lifecycle;
 use crate::wiring;
 

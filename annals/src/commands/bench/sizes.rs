@@ -165,12 +165,7 @@ async fn create(store: &Store, resource_type: &str, body: Value) -> anyhow::Resu
     Ok(id)
 }
 
-async fn execute(
-    store: &Store,
-    resource_type: &str,
-    id: ResourceId,
-    command: Command,
-) -> anyhow::Result<()> {
+async fn execute(store: &Store, resource_type: &str, id: ResourceId, command: Command) -> anyhow::Result<()> {
     let resource_type = store.registry().resource_type(resource_type).context("the resource type")?;
     let request = Request {
         tenant: bench_tenant()?,
