@@ -7,7 +7,7 @@
 
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_nats::connection::State;
@@ -46,7 +46,8 @@ const NO_MESSAGE_FOUND: u64 = 10_037;
 /// How to reach NATS, and what the stream is like.
 #[derive(Clone)]
 pub struct NatsOptions {
-    /// `nats://host:4222`, or `tls://…`; several servers of one cluster.
+    /// `nats://host:4222`, or `tls://…`; several servers of one cluster. `user:password@` or `token@` in
+    /// front of the host counts, as it is written, if no other credential is given.
     pub servers: Vec<String>,
     /// User name; needs `password`.
     pub user: Option<String>,
@@ -91,6 +92,15 @@ impl Default for NatsOptions {
             replicas: 1,
             request_timeout: Duration::from_secs(3),
         }
+    }
+}
+
+impl NatsOptions {
+    fn has_credentials(&self) -> bool {
+        self.user.is_some()
+            || self.token.is_some()
+            || self.nkey_seed.is_some()
+            || self.credentials_file.is_some()
     }
 }
 
@@ -195,6 +205,37 @@ pub enum Stop {
     Failed(NatsError),
 }
 
+/// Says what happens to the connection: an outage once, not at each attempt to end it.
+#[derive(Default)]
+struct ConnectionLog {
+    said: Mutex<Option<String>>,
+}
+
+impl ConnectionLog {
+    fn event(&self, event: &async_nats::Event) {
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        match event {
+            async_nats::Event::Connected => {
+                metrics::gauge!("annals_nats_connected").set(1.0);
+                *said = None;
+                tracing::info!("connected to NATS");
+            }
+            async_nats::Event::Disconnected => {
+                metrics::gauge!("annals_nats_connected").set(0.0);
+                tracing::warn!("the connection to NATS is lost");
+            }
+            async_nats::Event::ServerError(_) | async_nats::Event::ClientError(_) => {
+                let reason = event.to_string();
+                if said.as_ref() != Some(&reason) {
+                    tracing::warn!(reason, "connecting to NATS failed; trying on");
+                    *said = Some(reason);
+                }
+            }
+            event => tracing::debug!(%event, "NATS connection"),
+        }
+    }
+}
+
 /// A connection that mends itself. Cheap to clone.
 #[derive(Clone)]
 pub struct Nats {
@@ -247,17 +288,29 @@ impl Nats {
                 let step = 25u64.saturating_mul(1 << attempts.min(10));
                 Duration::from_millis(step).min(RECONNECT_DELAY_MAX)
             })
-            .event_callback(async |event| match event {
-                async_nats::Event::Connected => {
-                    metrics::gauge!("annals_nats_connected").set(1.0);
-                    tracing::info!("connected to NATS");
+            .event_callback({
+                let log = Arc::new(ConnectionLog::default());
+                move |event| {
+                    log.event(&event);
+                    std::future::ready(())
                 }
-                async_nats::Event::Disconnected => {
-                    metrics::gauge!("annals_nats_connected").set(0.0);
-                    tracing::warn!("the connection to NATS is lost");
-                }
-                event => tracing::debug!(%event, "NATS connection"),
             });
+        let servers = options.servers.iter().map(|url| url.parse::<async_nats::ServerAddr>());
+        // The URL may hold a password, so the message leaves it out.
+        let servers: Vec<_> =
+            servers.collect::<Result<_, _>>().map_err(|error| invalid("a server's URL", &error))?;
+        // The client itself would ignore what stands in a URL.
+        let in_url =
+            servers.iter().find(|server| server.has_user_pass()).filter(|_| !options.has_credentials());
+        if let Some(server) = in_url {
+            connect = match (server.username(), server.password()) {
+                (Some(user), Some(password)) => {
+                    connect.user_and_password(user.to_owned(), password.to_owned())
+                }
+                (Some(token), None) => connect.token(token.to_owned()),
+                (None, _) => connect,
+            };
+        }
         if let (Some(user), Some(password)) = (&options.user, &options.password) {
             connect = connect.user_and_password(user.clone(), password.expose_secret().to_owned());
         }
@@ -276,10 +329,6 @@ impl Nats {
         if let Some(path) = &options.root_certificates {
             connect = connect.add_root_certificates(path.clone());
         }
-        let servers = options.servers.iter().map(|url| url.parse::<async_nats::ServerAddr>());
-        // The URL itself may hold a password, so the message leaves it out.
-        let servers: Vec<_> =
-            servers.collect::<Result<_, _>>().map_err(|error| invalid("a server's URL", &error))?;
         let client = connect.connect(servers).await.map_err(|error| invalid("connecting", &error))?;
         let context = ContextBuilder::new().timeout(options.request_timeout).build(client.clone());
         Ok(Nats { inner: Arc::new(Inner { client, context, options }) })
