@@ -88,6 +88,7 @@ impl Lifecycle {
                     }
                 }
             }
+            part.finish().await;
             tracing::debug!(part = name, "stopped");
         });
     }
@@ -122,6 +123,11 @@ fn pause_after(progress: &Progress) -> Option<Duration> {
 pub(crate) trait Step: Send + 'static {
     /// Does a bounded amount of work.
     fn step(&mut self) -> impl Future<Output = anyhow::Result<Progress>> + Send;
+
+    /// Ends what is in work when the process stops.
+    fn finish(&mut self) -> impl Future<Output = ()> + Send {
+        std::future::ready(())
+    }
 
     /// Ends as soon as there may be work, for parts that can know; others never.
     fn woken(&self) -> impl Future<Output = ()> + Send {

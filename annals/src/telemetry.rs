@@ -1,5 +1,7 @@
 //! Logs and metrics, and the real clock and randomness.
 
+use std::io::IsTerminal as _;
+
 use annals_domain::clock::{Clock, Entropy, Timestamp};
 use anyhow::Context;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
@@ -37,7 +39,10 @@ impl Entropy for OsEntropy {
 /// Sends log lines to standard error.
 pub(crate) fn start_logging(config: &LogConfig) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(&config.filter).context("reading log.filter")?;
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr);
     match config.format {
         LogFormat::Text => subscriber.with_target(false).try_init(),
         LogFormat::Json => subscriber.json().flatten_event(true).try_init(),

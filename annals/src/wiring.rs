@@ -115,6 +115,11 @@ impl Step for DelivererPart {
         Ok(self.0.step().await?)
     }
 
+    async fn finish(&mut self) {
+        // Cut off, deliveries would stay leased until their leases end.
+        self.0.drain().await;
+    }
+
     async fn woken(&self) {
         self.1.wait_lanes(Duration::from_secs(60)).await;
     }
