@@ -13,6 +13,7 @@ use annals_bus::{BusError, Nats, NatsOptions, Progress, message};
 use annals_domain::ids::Position;
 use annals_projector::{LowestCheckpoint, Relay};
 use annals_store::{Store, StoreError};
+use annals_testkit::child::wait_for;
 use annals_testkit::nats::{Server, binaries};
 use serde_json::json;
 
@@ -142,7 +143,14 @@ async fn a_stale_relay_is_refused_and_finds_its_way() {
         scaled.nats.publish(last + 1, window(scaled.store(), last + 1).await).await;
         assert_eq!(scaled.nats.stream().await.unwrap().unwrap(), end);
         scaled.nats.publish(last - 3, window(scaled.store(), last - 3).await).await;
-        assert_eq!(scaled.nats.stream().await.unwrap().unwrap().last_sequence, last + 5);
+        // The refusal of the first ends the call; the others are still on their way.
+        wait_for("the rest of the window", PATIENCE, async || {
+            let stream = scaled.nats.stream().await?;
+            anyhow::ensure!(stream.map(|stream| stream.last_sequence) == Some(last + 5));
+            Ok(())
+        })
+        .await
+        .unwrap();
         stream_equals_journal(scaled.store(), &scaled.nats).await;
     }
 }
