@@ -311,8 +311,8 @@ impl Checkers {
         let sweeps = table(&self.raw, Area::Lanes, "SELECT s.app, s.mode FROM lanes.sweep s", 2).await?;
         ensure!(sweeps.is_empty(), "sweeps are at work: {sweeps:?}");
         let busy = "SELECT l.app, l.id, l.resource_type, l.state, l.applied_version, l.wanted_version, \
-             l.attempts, l.last_error FROM lanes.lane l WHERE l.state <> 'idle' LIMIT 5";
-        let busy = table(&self.raw, Area::Lanes, busy, 8).await?;
+             l.attempts, l.due_at, l.last_error FROM lanes.lane l WHERE l.state <> 'idle' LIMIT 5";
+        let busy = table(&self.raw, Area::Lanes, busy, 9).await?;
         ensure!(busy.is_empty(), "lanes are not done: {busy:?}");
         Ok(())
     }

@@ -3,7 +3,7 @@
 //! Real servers run as child processes ([`postgres`], [`nats`], [`process`]), downstream applications are
 //! scriptable ([`downstream`]), time and chance are moved by hand or drawn from a seed ([`clock`]), and
 //! [`scim`] speaks to whichever of them serves SCIM. [`cluster`] is a whole running system in one line;
-//! [`load`] writes to it and remembers what was acknowledged; [`checkers`] prove what must hold afterwards.
+//! [`world`] is one inside this process, driven by hand; [`load`] writes to it and remembers what was acknowledged; [`checkers`] prove what must hold afterwards.
 
 pub mod checkers;
 pub mod child;
@@ -17,3 +17,4 @@ pub mod postgres;
 pub mod process;
 pub mod scim;
 pub mod scim2_server;
+pub mod world;
