@@ -3,7 +3,8 @@
 //! Real servers run as child processes ([`postgres`], [`nats`], [`process`]), downstream applications are
 //! scriptable ([`downstream`]), time and chance are moved by hand or drawn from a seed ([`clock`]), and
 //! [`scim`] speaks to whichever of them serves SCIM. [`cluster`] is a whole running system in one line;
-//! [`world`] is one inside this process, driven by hand; [`load`] writes to it and remembers what was acknowledged; [`checkers`] prove what must hold afterwards.
+//! [`world`] is one inside this process, driven by hand; [`load`] writes to it and remembers what was
+//! acknowledged; [`checkers`] prove what must hold afterwards.
 
 pub mod checkers;
 pub mod child;
