@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use aes_gcm::aead::{Aead, KeyInit, Payload};
 use aes_gcm::{Aes256Gcm, Nonce};
-use annals_domain::clock::{Clock, Entropy};
+use annals_domain::clock::{Clock, Entropy, Timestamp};
 use annals_domain::ids::TenantId;
 use hmac::{Hmac, Mac};
 use sha2::Sha256;
@@ -23,10 +23,12 @@ use crate::error::{Result, StoreError};
 
 const KEY_BYTES: usize = 32;
 const NONCE_BYTES: usize = 12;
-/// Keys made at once.
-const BLOCK_KEYS: usize = 256;
-/// With fewer keys left, the next block is made in the background.
-const LOW_WATER_KEYS: usize = 64;
+/// Keys made at once for a tenant that needs few.
+const BLOCK_KEYS_MIN: usize = 256;
+/// Keys made at once for a tenant that is loaded in bulk. A crash wastes as many at most.
+const BLOCK_KEYS_MAX: usize = 4_096;
+/// A block that is used up sooner is followed by one of twice its size.
+const BLOCK_LASTS_MS: i64 = 2_000;
 /// How long a destroyed key may still be found in another process's memory.
 const CACHE_TTL: Duration = Duration::from_secs(30);
 const CACHE_KEYS_MAX: u64 = 100_000;
@@ -185,10 +187,36 @@ pub(crate) struct SubjectKey {
     pub(crate) key: Key,
 }
 
-#[derive(Default)]
 struct Block {
     keys: Vec<SubjectKey>,
     refilling: bool,
+    /// Size of the last block made.
+    size: usize,
+    made: Timestamp,
+}
+
+impl Default for Block {
+    fn default() -> Self {
+        Block { keys: Vec::new(), refilling: false, size: BLOCK_KEYS_MIN, made: Timestamp::default() }
+    }
+}
+
+impl Block {
+    /// With fewer keys left, the next block is made in the background.
+    fn is_low(&self) -> bool {
+        self.keys.len() < self.size / 2
+    }
+
+    fn next_size(&self, now: Timestamp) -> usize {
+        let fast = now.0 - self.made.0 < BLOCK_LASTS_MS;
+        if fast { (self.size * 2).min(BLOCK_KEYS_MAX) } else { BLOCK_KEYS_MIN }
+    }
+
+    fn fill(&mut self, made: Vec<SubjectKey>, now: Timestamp) {
+        self.size = made.len();
+        self.made = now;
+        self.keys.extend(made);
+    }
 }
 
 struct Shared {
@@ -200,6 +228,8 @@ struct Shared {
     /// `None` is a tombstone.
     subjects: moka::sync::Cache<String, Option<Key>>,
     blocks: Mutex<HashMap<TenantId, Block>>,
+    /// Held while a block is made that someone waits for: the others then find its keys.
+    making: tokio::sync::Mutex<()>,
 }
 
 /// The key store of one process.
@@ -227,6 +257,7 @@ impl Keys {
                     .time_to_live(CACHE_TTL)
                     .build(),
                 blocks: Mutex::new(HashMap::new()),
+                making: tokio::sync::Mutex::new(()),
             }),
         }
     }
@@ -269,50 +300,59 @@ impl Keys {
 
     /// A key for a new person. It is durable already.
     pub(crate) async fn take(&self, tenant: &TenantId) -> Result<SubjectKey> {
+        if let Some(key) = self.take_made(tenant) {
+            return Ok(key);
+        }
+        let _making = self.shared.making.lock().await;
+        if let Some(key) = self.take_made(tenant) {
+            return Ok(key);
+        }
+        self.refill(tenant).await?;
+        self.take_made(tenant).ok_or_else(|| StoreError::KeyMissing { key: "new".to_owned() })
+    }
+
+    /// Takes a key that is there; begins to make more when few are left.
+    fn take_made(&self, tenant: &TenantId) -> Option<SubjectKey> {
         let (taken, refill) = {
             let mut blocks = lock(&self.shared.blocks);
             let block = blocks.entry(tenant.clone()).or_default();
             let taken = block.keys.pop();
-            let refill = taken.is_some() && block.keys.len() < LOW_WATER_KEYS && !block.refilling;
+            let refill = taken.is_some() && block.is_low() && !block.refilling;
             block.refilling |= refill;
             (taken, refill)
         };
         if refill {
             let (keys, tenant) = (self.clone(), tenant.clone());
             tokio::spawn(async move {
-                let made = keys.make_block(&tenant).await;
-                let mut blocks = lock(&keys.shared.blocks);
-                let block = blocks.entry(tenant).or_default();
-                block.refilling = false;
-                match made {
-                    Ok(made) => block.keys.extend(made),
-                    Err(error) => tracing::warn!(%error, "making keys ahead of need failed"),
+                if let Err(error) = keys.refill(&tenant).await {
+                    tracing::warn!(%error, "making keys ahead of need failed");
                 }
+                lock(&keys.shared.blocks).entry(tenant).or_default().refilling = false;
             });
         }
-        match taken {
-            Some(key) => Ok(key),
-            None => {
-                let mut made = self.make_block(tenant).await?;
-                let key = made.pop().ok_or_else(|| StoreError::KeyMissing { key: "new".to_owned() })?;
-                lock(&self.shared.blocks).entry(tenant.clone()).or_default().keys.extend(made);
-                Ok(key)
-            }
-        }
+        taken
     }
 
-    async fn make_block(&self, tenant: &TenantId) -> Result<Vec<SubjectKey>> {
+    async fn refill(&self, tenant: &TenantId) -> Result<()> {
+        let now = self.shared.clock.now();
+        let size = lock(&self.shared.blocks).entry(tenant.clone()).or_default().next_size(now);
+        let made = self.make_block(tenant, size).await?;
+        lock(&self.shared.blocks).entry(tenant.clone()).or_default().fill(made, now);
+        Ok(())
+    }
+
+    async fn make_block(&self, tenant: &TenantId, size: usize) -> Result<Vec<SubjectKey>> {
         let shared = &self.shared;
         let tenant_keys = self.tenant(tenant).await?;
         let now = shared.clock.now();
-        let mut made = Vec::with_capacity(BLOCK_KEYS);
+        let mut made = Vec::with_capacity(size);
         let mut rows = Rows::new(&[
             ("key_id", Col::Text),
             ("tenant", Col::Text),
             ("wrapped", Col::Bytes),
             ("made", Col::Int),
         ]);
-        for _ in 0..BLOCK_KEYS {
+        for _ in 0..size {
             let key = SubjectKey {
                 id: shared.entropy.uuid_v7(now).hyphenated().to_string(),
                 key: Key::random(&*shared.entropy),
