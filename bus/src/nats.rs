@@ -414,7 +414,7 @@ impl Nats {
         stream_info("reading the stream", &answer)
     }
 
-    /// Deletes the stream with all its messages. For `annals recover` and tests: nothing else does.
+    /// Deletes the stream with all its messages. For recovery and tests: no part of the house does so by itself.
     ///
     /// # Errors
     /// NATS is out of reach or refuses.
