@@ -74,7 +74,9 @@ pub enum BusError {
     },
     /// Stream or reader know events that the journal does not have, or has otherwise: it was restored
     /// from a backup. Writes stop until an operator has recovered it (D5, docs/operating.md).
-    #[error("the journal was restored to an earlier point: {reason}; see \"Backup and restore\" in docs/operating.md")]
+    #[error(
+        "the journal was restored to an earlier point: {reason}; see \"Backup and restore\" in docs/operating.md"
+    )]
     Diverged {
         /// What was found.
         reason: String,
