@@ -11,6 +11,7 @@ mod idempotency;
 mod input;
 mod observe;
 mod patch;
+mod requirements;
 mod search;
 mod users;
 mod world;
