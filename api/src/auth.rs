@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use annals_domain::clock::Timestamp;
 use annals_domain::event::{Actor, Cause};
 use annals_domain::ids::{ResourceId, TenantId};
-use annals_domain::scim::dialect::{Dialect, Profile, Quirk};
+use annals_domain::scim::dialect::{Client, Dialect, Profile, Quirk};
 use annals_domain::scim::schema::ResourceType;
 use annals_domain::tenant::Scope;
 use annals_store::tenants::{Authentication, Principal};
@@ -46,12 +46,17 @@ impl Caller {
 
     /// The client profile.
     pub(crate) fn profile(&self) -> Profile {
-        self.principal.connection.profile
+        self.principal.connection.client.profile
+    }
+
+    /// How the client's requests are read.
+    pub(crate) fn client(&self) -> &Client {
+        &self.principal.connection.client
     }
 
     /// A dialect for this request.
     pub(crate) fn dialect(&self) -> Dialect {
-        Dialect::new(self.profile())
+        Dialect::new(self.client().clone())
     }
 
     /// Whether the letter of the RFCs holds.
@@ -78,7 +83,7 @@ impl Caller {
 
     /// Whether two groups may not have the same name.
     pub(crate) fn group_name_unique(&self) -> bool {
-        self.principal.settings.group_name_unique || self.profile().group_name_unique()
+        self.principal.settings.group_name_unique || self.client().has(Quirk::GroupNameUnique)
     }
 
     /// The URI of a resource.
@@ -152,10 +157,18 @@ async fn authenticate(parts: &mut Parts, app: &App) -> Result<Option<Caller>> {
         let detail = "a token must stand in the Authorization header, never in the URI";
         return Err(invalid_request(detail));
     }
-    let Some(token) = bearer(&parts.headers)? else { return Ok(None) };
+    let Some((scheme, token)) = bearer(&parts.headers)? else { return Ok(None) };
     let principal = match app.store.authenticate(&token).await? {
+        // A word without scheme is a token only on connections that say so (OK-002); on all others it is
+        // no credentials of ours, whatever word it is.
+        Authentication::Valid(principal) | Authentication::Expired(principal)
+            if scheme == Scheme::None && !principal.connection.client.has(Quirk::BareToken) =>
+        {
+            return Err(unusable());
+        }
+        Authentication::Unknown if scheme == Scheme::None => return Err(unusable()),
         Authentication::Valid(principal) => principal,
-        Authentication::Expired => return Err(invalid_token("the token has expired")),
+        Authentication::Expired(_) => return Err(invalid_token("the token has expired")),
         Authentication::Unknown => return Err(invalid_token("the token is not known or was revoked")),
     };
     let context = parts.extensions.get::<Arc<RequestContext>>().cloned().unwrap_or_default();
@@ -167,7 +180,7 @@ async fn authenticate(parts: &mut Parts, app: &App) -> Result<Option<Caller>> {
     {
         return Err(ApiError::not_found("no such tenant"));
     }
-    if principal.connection.profile == Profile::Strict && parts.extensions.get::<Respelt>().is_some() {
+    if principal.connection.client.profile == Profile::Strict && parts.extensions.get::<Respelt>().is_some() {
         return Err(ApiError::not_found("no such path; upper and lower case differ"));
     }
     if first {
@@ -177,31 +190,50 @@ async fn authenticate(parts: &mut Parts, app: &App) -> Result<Option<Caller>> {
     Ok(Some(Caller { principal, base, context }))
 }
 
-/// The token of `Authorization: Bearer …`. Anything else in that header is no credentials of ours.
-fn bearer(headers: &HeaderMap) -> Result<Option<SecretString>> {
+/// How a token was given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Scheme {
+    /// `Bearer <token>`
+    Bearer,
+    /// `<token>`
+    None,
+}
+
+fn unusable() -> ApiError {
+    ApiError::Auth(AuthError {
+        status: StatusCode::UNAUTHORIZED,
+        error: None,
+        detail: "Authorization must be: Bearer, a blank, and a token",
+        scope: None,
+    })
+}
+
+/// The token of `Authorization: Bearer …`, or the one word that stands there. Anything else in that header
+/// is no credentials of ours.
+fn bearer(headers: &HeaderMap) -> Result<Option<(Scheme, SecretString)>> {
     let mut values = headers.get_all(AUTHORIZATION).iter();
     let Some(value) = values.next() else { return Ok(None) };
     if values.next().is_some() {
         return Err(invalid_request("Authorization is given more than once"));
     }
-    let unusable = || {
-        ApiError::Auth(AuthError {
-            status: StatusCode::UNAUTHORIZED,
-            error: None,
-            detail: "Authorization must be: Bearer, a blank, and a token",
-            scope: None,
-        })
-    };
     let text = value.to_str().map_err(|_| unusable())?.trim();
-    let (scheme, token) = text.split_once(' ').ok_or_else(unusable)?;
-    let token = token.trim_start();
-    if !scheme.eq_ignore_ascii_case("bearer") || token.is_empty() {
+    let (scheme, token) = match text.split_once(' ') {
+        Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => {
+            (Scheme::Bearer, token.trim_start())
+        }
+        None if !text.eq_ignore_ascii_case("bearer") => (Scheme::None, text),
+        _ => return Err(unusable()),
+    };
+    if token.is_empty() {
         return Err(unusable());
     }
     if token.len() > TOKEN_BYTES_MAX || !token.bytes().all(is_token_byte) {
-        return Err(invalid_token("the token is malformed"));
+        return Err(match scheme {
+            Scheme::Bearer => invalid_token("the token is malformed"),
+            Scheme::None => unusable(),
+        });
     }
-    Ok(Some(SecretString::from(token.to_owned())))
+    Ok(Some((scheme, SecretString::from(token.to_owned()))))
 }
 
 /// The characters of `b64token` (RFC 6750 §2.1).

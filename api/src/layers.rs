@@ -108,7 +108,7 @@ pub(crate) async fn admit(State(app): State<App>, request: Request, next: Next) 
 /// does one whose profile says so.
 fn settle_media_type(response: &mut Response, accept: Option<HeaderValue>, principal: Option<&Principal>) {
     let scim = response.headers().get(CONTENT_TYPE).is_some_and(|v| v.as_bytes() == SCIM_JSON.as_bytes());
-    let wanted = principal.map(|p| p.connection.profile.response_media_type());
+    let wanted = principal.map(|p| p.connection.client.response_media_type());
     let plain = match wanted.unwrap_or(ResponseMediaType::Negotiate) {
         ResponseMediaType::Scim => false,
         ResponseMediaType::Json => true,

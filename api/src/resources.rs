@@ -58,7 +58,7 @@ pub(crate) async fn create(
     let id = ResourceId::from_uuid(app.store.entropy().uuid_v7(app.store.now()));
     let target = Target { resource_type, id: id.clone() };
     let projection = projection(&app, &caller, &target, &query)?;
-    let command = Command::Create { id, body: body.json, profile: caller.profile() };
+    let command = Command::Create { id, body: body.json, client: caller.client().clone() };
     let change = Change { target, command, operation: "create", quirks: BTreeSet::new() };
     let executed = change.execute(&app, &caller, &line, Some(&body.digest)).await?;
     let answer = Answer::Whole(StatusCode::CREATED, projection);
@@ -76,7 +76,8 @@ pub(crate) async fn replace(
 ) -> Result<Response> {
     check_accept(&line.headers, caller.is_strict())?;
     let projection = projection(&app, &caller, &target, &query)?;
-    let command = Command::Replace { id: target.id.clone(), body: body.json, profile: caller.profile() };
+    let command =
+        Command::Replace { id: target.id.clone(), body: body.json, client: caller.client().clone() };
     let change = Change { target, command, operation: "replace", quirks: BTreeSet::new() };
     let executed = change.execute(&app, &caller, &line, Some(&body.digest)).await?;
     respond(&app, &caller, executed, Answer::Whole(StatusCode::OK, projection)).await
@@ -101,7 +102,7 @@ pub(crate) async fn patch(
         Some(_) if !asked => Answer::Bare,
         _ => Answer::Whole(StatusCode::OK, projection),
     };
-    let command = Command::Patch { id: target.id.clone(), operations, profile: caller.profile() };
+    let command = Command::Patch { id: target.id.clone(), operations, client: caller.client().clone() };
     let change = Change { target, command, operation: "patch", quirks: dialect.applied };
     let executed = change.execute(&app, &caller, &line, Some(&body.digest)).await?;
     respond(&app, &caller, executed, answer).await
@@ -192,7 +193,8 @@ async fn respond(app: &App, caller: &Caller, executed: Executed, answer: Answer)
             bare(StatusCode::NO_CONTENT, live.version, &location)
         }
         Answer::Whole(status, projection) => {
-            live.is_new = status == StatusCode::CREATED && !replayed;
+            // A create that reactivated somebody (`reactivate-on-create`) is not about a new resource.
+            live.is_new = status == StatusCode::CREATED && !replayed && live.version == 1;
             resource(app, caller, status, live, projection).await?
         }
     };

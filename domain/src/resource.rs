@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 
 use crate::event::{Event, MEMBERS_PER_EVENT_MAX};
 use crate::ids::ResourceId;
-use crate::scim::dialect::{Dialect, Profile, Quirk};
+use crate::scim::dialect::{Client, Dialect, Quirk};
 use crate::scim::error::ScimError;
 use crate::scim::patch::{LinkDelta, Operation, PasswordChange};
 use crate::scim::resource::{Change, Document, apply_changes, diff, parse, parse_replacement};
@@ -34,8 +34,8 @@ pub enum Command {
         id: ResourceId,
         /// The JSON body.
         body: Value,
-        /// The client's profile.
-        profile: Profile,
+        /// How the client's requests are read.
+        client: Client,
     },
     /// PUT: the body as sent.
     Replace {
@@ -43,8 +43,8 @@ pub enum Command {
         id: ResourceId,
         /// The JSON body.
         body: Value,
-        /// The client's profile.
-        profile: Profile,
+        /// How the client's requests are read.
+        client: Client,
     },
     /// PATCH: operations that were already read from the body.
     Patch {
@@ -52,8 +52,8 @@ pub enum Command {
         id: ResourceId,
         /// The operations, in order.
         operations: Vec<Operation>,
-        /// The client's profile.
-        profile: Profile,
+        /// How the client's requests are read.
+        client: Client,
     },
     /// DELETE.
     Delete,
@@ -213,25 +213,26 @@ fn decide(
 ) -> Result<Decision, ScimError> {
     let (registry, resource_type) = (&*services.registry, &*services.resource_type);
     match command {
-        Command::Create { id, body, profile } => {
+        Command::Create { id, body, client } => {
             if exists {
                 return Err(ScimError::uniqueness(format!("{} {id} exists already", resource_type.name)));
             }
-            let mut dialect = Dialect::new(profile);
+            let mut dialect = Dialect::new(client);
             let parsed = parse(registry, resource_type, &body, &mut dialect)?;
             let mut events = vec![Event::Created { document: parsed.document }];
-            let password = parsed.password.map(PasswordChange::Set);
+            // There is nothing yet that a null could take away.
+            let password = parsed.password.filter(|p| matches!(p, PasswordChange::Set(_)));
             events.extend(password.is_some().then_some(Event::PasswordSet));
             let add = parsed.members.unwrap_or_default().into_iter().collect();
             let members = LinkDelta { clear: false, add, remove: Default::default() };
             finish(&id, events, password, members, dialect)
         }
         _ if !exists => Err(ScimError::not_found(format!("{} not found", resource_type.name))),
-        Command::Replace { id, body, profile } => {
-            let mut dialect = Dialect::new(profile);
+        Command::Replace { id, body, client } => {
+            let mut dialect = Dialect::new(client);
             let parsed = parse_replacement(registry, resource_type, current, &body, &mut dialect)?;
             let mut events = change_events(&diff(current, &parsed.document));
-            let password = parsed.password.map(PasswordChange::Set);
+            let password = parsed.password;
             events.extend(password.is_some().then_some(Event::PasswordSet));
             let members = match parsed.members {
                 Some(ids) if has_members(resource_type) => {
@@ -241,8 +242,8 @@ fn decide(
             };
             finish(&id, events, password, members, dialect)
         }
-        Command::Patch { id, operations, profile } => {
-            let mut dialect = Dialect::new(profile);
+        Command::Patch { id, operations, client } => {
+            let mut dialect = Dialect::new(client);
             let patched = patch::apply(registry, resource_type, &id, current, &operations, &mut dialect)?;
             let mut events = change_events(&diff(current, &patched.document));
             events.extend(patched.password.is_some().then_some(Event::PasswordSet));

@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::clock::Timestamp;
 use crate::event::StreamId;
 use crate::ids::{AppId, ConnectionId, ResourceId, TenantId};
-use crate::scim::dialect::Profile;
+use crate::scim::dialect::Client;
 use crate::scim::resource::Document;
 
 /// A kind of administrative entity.
@@ -90,8 +90,16 @@ pub struct TenantSettings {
 pub struct Connection {
     /// Its slug, unique in the tenant.
     pub id: ConnectionId,
-    /// How its requests are read.
-    pub profile: Profile,
+    /// How its requests are read: the members `profile` and `switches`.
+    #[serde(flatten)]
+    pub client: Client,
+}
+
+impl Connection {
+    /// A connection of that name.
+    pub fn new(id: ConnectionId, client: impl Into<Client>) -> Connection {
+        Connection { id, client: client.into() }
+    }
 }
 
 /// What a token may do.

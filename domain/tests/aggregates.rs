@@ -46,18 +46,18 @@ fn given_group(events: Vec<Event>) -> AggregateTestExecutor<Group> {
 }
 
 fn create(body: Value) -> Command {
-    Command::Create { id: id(), body, profile: Profile::Generic }
+    Command::Create { id: id(), body, client: Profile::Generic.into() }
 }
 
 fn put(body: Value) -> Command {
-    Command::Replace { id: id(), body, profile: Profile::Generic }
+    Command::Replace { id: id(), body, client: Profile::Generic.into() }
 }
 
 fn patch(operations: Value) -> Command {
     let body =
         json!({ "schemas": ["urn:ietf:params:scim:api:messages:2.0:PatchOp"], "Operations": operations });
     let operations = parse_request(&body, &mut Dialect::new(Profile::Entra)).unwrap();
-    Command::Patch { id: id(), operations, profile: Profile::Entra }
+    Command::Patch { id: id(), operations, client: Profile::Entra.into() }
 }
 
 fn bo() -> Event {

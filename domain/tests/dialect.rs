@@ -6,7 +6,7 @@ mod fixture;
 use std::collections::BTreeSet;
 
 use annals_domain::ids::ResourceId;
-use annals_domain::scim::dialect::{Dialect, Profile, Quirk, ResponseMediaType};
+use annals_domain::scim::dialect::{Client, Dialect, Profile, Quirk, ResponseMediaType};
 use annals_domain::scim::filter::{Budget, Context, bind, parse as parse_filter};
 use annals_domain::scim::patch::{apply, parse_request};
 use annals_domain::scim::resource::{Document, parse, parse_replacement};
@@ -271,14 +271,56 @@ fn the_table_of_profiles() {
         assert!(profile.has(Quirk::OpCase) && !profile.has(Quirk::UnwrapRoleJson), "{profile}");
         assert_eq!(profile.as_str().parse(), Ok(profile));
         assert_eq!(json!(profile), json!(profile.as_str()));
-        assert_eq!(profile.group_name_unique(), profile == Entra);
+        assert_eq!(profile.has(Quirk::GroupNameUnique), profile == Entra);
     }
     assert_eq!(Profile::default(), Generic);
-    assert_eq!(Entra.response_media_type(), ResponseMediaType::Scim);
-    assert_eq!(OneLogin.response_media_type(), ResponseMediaType::Json);
-    assert_eq!(Okta.response_media_type(), ResponseMediaType::Negotiate);
+    let media_type = |profile: Profile| Client::from(profile).response_media_type();
+    assert_eq!(media_type(Entra), ResponseMediaType::Scim);
+    assert_eq!(media_type(OneLogin), ResponseMediaType::Json);
+    assert_eq!(media_type(Okta), ResponseMediaType::Negotiate);
+    let switched = Client::from(OneLogin).with(Quirk::JsonMediaType, false);
+    assert_eq!(switched.response_media_type(), ResponseMediaType::Negotiate);
     let strict: Vec<_> = Quirk::ALL.iter().filter(|quirk| Strict.has(**quirk)).collect();
     assert_eq!(strict, [&Quirk::OpCase]);
+}
+
+/// The table of `docs/client-profiles.md` says what the code does: every quirk once, every profile right.
+#[test]
+fn the_documented_table_is_the_code() {
+    let page = include_str!("../../docs/client-profiles.md");
+    let cells = |line: &str| -> Vec<String> {
+        let cells = line.trim().trim_matches('|').split('|');
+        cells.map(|cell| cell.trim().to_owned()).collect()
+    };
+    let head = page.lines().find(|line| line.starts_with("| Switch")).map(cells).expect("a table");
+    let profiles: Vec<Profile> = head[2..].iter().map(|name| name.parse().expect("a profile")).collect();
+    assert_eq!(profiles, Profile::ALL);
+    let mut documented = Vec::new();
+    for line in page.lines().filter(|line| line.starts_with("| `")) {
+        let row = cells(line);
+        let quirk: Quirk = row[0].trim_matches('`').parse().expect("a quirk");
+        documented.push(quirk);
+        for (profile, cell) in profiles.iter().zip(&row[2..]) {
+            assert_eq!(cell == "✓", profile.has(quirk), "{quirk} {profile}: {cell:?}");
+        }
+    }
+    documented.sort();
+    assert_eq!(documented, Quirk::ALL);
+}
+
+/// What is stored of a connection: the profile, and only what differs from it.
+#[test]
+fn a_client_as_stored() {
+    let plain: Client = serde_json::from_value(json!({"profile": "okta"})).unwrap();
+    assert_eq!(plain, Okta.into());
+    assert_eq!(json!(plain), json!({"profile": "okta"}));
+    let switched = plain.with(Quirk::CreateOnFilterMiss, true).with(Quirk::WrapUnwrap, false);
+    let stored =
+        json!({"profile": "okta", "switches": {"wrap-unwrap": false, "create-on-filter-miss": true}});
+    assert_eq!(json!(switched), stored);
+    assert_eq!(serde_json::from_value::<Client>(stored).unwrap(), switched);
+    assert!(switched.has(Quirk::CreateOnFilterMiss) && !switched.has(Quirk::WrapUnwrap));
+    assert!(switched.has(Quirk::DottedKeys) && !switched.has(Quirk::MergeMembers));
 }
 
 /// Adding a quirk without a case here fails.
@@ -288,7 +330,14 @@ fn every_quirk_has_a_case() {
     let elsewhere = BTreeSet::from([
         Quirk::UnwrapRoleJson, // patch.rs: P60
         Quirk::StringNumber,   // resource.rs: EN-054, as it needs a schema of its own
+        // These change what is answered, not what is read: api/tests.
+        Quirk::ReactivateOnCreate,
+        Quirk::GroupNameUnique,
+        Quirk::ScimMediaType,
+        Quirk::JsonMediaType,
+        Quirk::BareToken,
     ]);
+    let cases = format!("{cases}{}", include_str!("switches.rs"));
     for quirk in Quirk::ALL.iter().filter(|quirk| !elsewhere.contains(quirk)) {
         assert!(cases.contains(&format!("{quirk}")), "{quirk} occurs in no case");
     }

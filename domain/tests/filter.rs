@@ -254,7 +254,11 @@ fn errors_name_position_and_token() {
         ),
         ("not title pr", r#"filter at position 5: expected '(' after 'not', found "title""#),
     ] {
-        assert_eq!(parse(filter, Budget::default()).unwrap_err().detail, expect);
+        let rt = Registry::standard().resource_type("User").unwrap().clone();
+        let error = parse(filter, Budget::default()).and_then(|parsed| {
+            bind(&parsed, &Registry::standard(), &rt, Context::GET, &mut Dialect::new(COMPAT))
+        });
+        assert_eq!(error.unwrap_err().detail, expect);
     }
 }
 

@@ -91,8 +91,8 @@ async fn poison_does_not_stop_the_others(w: World) {
         .await;
     for (n, id) in users.iter().enumerate() {
         let body = json!({ "userName": format!("user{n}"), "title": "new" });
-        let profile = annals_domain::scim::dialect::Profile::Generic;
-        w.execute("User", id, Command::Replace { id: id.clone(), body, profile }).await;
+        let client = annals_domain::scim::dialect::Profile::Generic.into();
+        w.execute("User", id, Command::Replace { id: id.clone(), body, client }).await;
     }
     while projector.step().await.unwrap().done > 0 {}
     assert_eq!(find(&w.store, "User", r#"title eq "new""#).await.unwrap(), users);

@@ -42,8 +42,8 @@ async fn a_rebuild_ends_live_and_misses_nothing(w: World) {
             members += 1;
             let list: Vec<Value> = users[..members].iter().map(|id| json!({ "value": id })).collect();
             let body = json!({ "displayName": "Ops", "members": list });
-            let profile = annals_domain::scim::dialect::Profile::Generic;
-            w.execute("Group", &group, Command::Replace { id: group.clone(), body, profile }).await;
+            let client = annals_domain::scim::dialect::Profile::Generic.into();
+            w.execute("Group", &group, Command::Replace { id: group.clone(), body, client }).await;
         }
         projector.step().await.unwrap();
         match rebuild.step().await.unwrap() {

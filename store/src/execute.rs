@@ -11,7 +11,7 @@ use annals_domain::clock::Timestamp;
 use annals_domain::event::{Actor, Cause, EVENT_BYTES_MAX, Event, StreamId};
 use annals_domain::ids::{ConnectionId, Position, ResourceId, TenantId, Version};
 use annals_domain::resource::{Command, Custom, Group, Kind, Resource, Services, User, new_password};
-use annals_domain::scim::error::ScimError;
+use annals_domain::scim::error::{ScimError, ScimType};
 use annals_domain::scim::resource::Document;
 use annals_domain::scim::schema::ResourceType;
 use annals_domain::tenant::TenantSettings;
@@ -129,13 +129,32 @@ impl Store {
             return Ok(done);
         }
         self.pace(&request.tenant).await;
+        match self.carry_out(&request).await {
+            Err(StoreError::Refused(refusal)) if refusal.scim_type == Some(ScimType::Uniqueness) => {
+                let Some(instead) = self.reactivation(&request).await? else {
+                    return Err(StoreError::Refused(refusal));
+                };
+                match self.carry_out(&instead).await {
+                    // Someone else was faster: the name is in use now.
+                    Err(StoreError::Refused(moved)) if moved.status == 412 => {
+                        Err(StoreError::Refused(refusal))
+                    }
+                    done => done,
+                }
+            }
+            done => done,
+        }
+    }
+
+    /// Decides and appends until others leave the resource alone, or the time is up.
+    async fn carry_out(&self, request: &Request) -> Result<Executed> {
         let deadline =
             tokio::time::Instant::now() + request.deadline.unwrap_or(self.limits().execute_timeout);
         loop {
             let attempt = match request.resource_type.name.as_str() {
-                "User" => self.attempt::<User>(&request).await?,
-                "Group" => self.attempt::<Group>(&request).await?,
-                _ => self.attempt::<Custom>(&request).await?,
+                "User" => self.attempt::<User>(request).await?,
+                "Group" => self.attempt::<Group>(request).await?,
+                _ => self.attempt::<Custom>(request).await?,
             };
             match attempt {
                 Attempt::Done(done) => return Ok(done),

@@ -16,6 +16,7 @@ pub mod tenants;
 mod bus_epoch;
 mod execute;
 mod pace;
+mod reactivate;
 mod wake;
 
 use std::sync::Arc;

@@ -93,7 +93,7 @@ pub enum Authentication {
     /// No such token, or it was revoked.
     Unknown,
     /// It was valid once.
-    Expired,
+    Expired(Arc<Principal>),
     /// It is valid.
     Valid(Arc<Principal>),
 }
@@ -254,7 +254,7 @@ impl Store {
             },
         };
         Ok(match principal.expires {
-            Some(expires) if expires <= self.now() => Authentication::Expired,
+            Some(expires) if expires <= self.now() => Authentication::Expired(principal),
             _ => Authentication::Valid(principal),
         })
     }

@@ -548,7 +548,7 @@ async fn a_user(store: &Store, name: &str) -> ResourceId {
         tenant: acme(),
         resource_type: store.registry().resource_type("User").unwrap().clone(),
         id: new.clone(),
-        command: Command::Create { id: new, body, profile: Profile::Generic },
+        command: Command::Create { id: new, body, client: Profile::Generic.into() },
         if_match: IfMatch::Absent,
         actor: Actor::system("test"),
         cause: Cause::default(),

@@ -726,13 +726,13 @@ async fn execute(store: &Store, resource_type: &str, entity: &ResourceId, comman
 
 async fn create(store: &Store, resource_type: &str, body: Value) -> ResourceId {
     let entity = ResourceId::from_uuid(store.entropy().uuid_v7(store.now()));
-    let command = Command::Create { id: entity.clone(), body, profile: Profile::Generic };
+    let command = Command::Create { id: entity.clone(), body, client: Profile::Generic.into() };
     execute(store, resource_type, &entity, command).await;
     entity
 }
 
 async fn replace(store: &Store, resource_type: &str, entity: &ResourceId, body: Value) {
-    let command = Command::Replace { id: entity.clone(), body, profile: Profile::Generic };
+    let command = Command::Replace { id: entity.clone(), body, client: Profile::Generic.into() };
     execute(store, resource_type, entity, command).await;
 }
 

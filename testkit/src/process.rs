@@ -314,7 +314,7 @@ pub async fn make_tenant(store: &Store, tenant: &TenantId, profile: Profile) -> 
     let settings = TenantSettings::default();
     store.create_tenant(tenant, settings, actor.clone()).await.context("making the tenant")?;
     let id = ConnectionId::new("idp")?;
-    let connection = Connection { id: id.clone(), profile };
+    let connection = Connection::new(id.clone(), profile);
     store.create_connection(tenant, connection, actor.clone()).await.context("making the connection")?;
     let scopes = vec![Scope::Read, Scope::Write, Scope::Admin, Scope::Events];
     let issued = store.issue_token(tenant, &id, scopes, None, actor).await.context("issuing a token")?;

@@ -1,10 +1,13 @@
 //! `annals connection`
 
+use std::str::FromStr;
+
 use annals_domain::clock::Timestamp;
 use annals_domain::ids::{ConnectionId, TenantId};
-use annals_domain::scim::dialect::Profile;
+use annals_domain::scim::dialect::{Client, Profile, Quirk};
 use annals_domain::tenant::{Connection, Scope};
 use annals_store::Store;
+use anyhow::bail;
 use clap::{Subcommand, ValueEnum};
 use secrecy::ExposeSecret;
 
@@ -23,16 +26,24 @@ pub(crate) enum Command {
         /// How its requests are read: strict, generic, entra, okta, onelogin or jumpcloud.
         #[arg(long, default_value = "generic")]
         profile: Profile,
+        /// A switch of docs/client-profiles.md as name=on or name=off; may be given several times.
+        #[arg(long, value_name = "NAME=on|off")]
+        switch: Vec<SwitchArg>,
     },
-    /// Changes a connection's profile.
+    /// Changes a connection's profile or switches.
+    #[command(group = clap::ArgGroup::new("what").required(true).multiple(true))]
     Set {
         /// The tenant.
         tenant: TenantId,
         /// The connection.
         connection: ConnectionId,
         /// The new profile.
-        #[arg(long)]
-        profile: Profile,
+        #[arg(long, group = "what")]
+        profile: Option<Profile>,
+        /// A switch as name=on, name=off, or name=default for what the profile says; may be given several
+        /// times. Others stay as they are.
+        #[arg(long, value_name = "NAME=on|off|default", group = "what")]
+        switch: Vec<SwitchArg>,
     },
     /// Lists a tenant's connections.
     List {
@@ -66,6 +77,46 @@ pub(crate) enum Command {
     },
 }
 
+/// `name=on`, `name=off` or `name=default`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SwitchArg {
+    quirk: Quirk,
+    on: Option<bool>,
+}
+
+impl FromStr for SwitchArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<SwitchArg, String> {
+        let (name, state) = text.split_once('=').ok_or("write name=on, name=off or name=default")?;
+        let on = match state {
+            "on" => Some(true),
+            "off" => Some(false),
+            "default" => None,
+            _ => return Err(format!("{state:?} is none of on, off, default")),
+        };
+        let names = || Quirk::ALL.iter().map(|q| q.as_str()).collect::<Vec<_>>().join(", ");
+        let quirk = name.parse().map_err(|_| format!("no switch {name:?}; there are: {}", names()))?;
+        Ok(SwitchArg { quirk, on })
+    }
+}
+
+fn switch(client: &mut Client, switches: &[SwitchArg]) {
+    for SwitchArg { quirk, on } in switches {
+        match on {
+            Some(on) => client.switches.insert(*quirk, *on),
+            None => client.switches.remove(quirk),
+        };
+    }
+}
+
+/// A profile with what differs from it: `okta merge-members=on`.
+fn described(client: &Client) -> String {
+    let state = |on: &bool| if *on { "on" } else { "off" };
+    let switches = client.switches.iter().map(|(quirk, on)| format!(" {quirk}={}", state(on)));
+    format!("{}{}", client.profile, switches.collect::<String>())
+}
+
 /// A scope on the command line.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(crate) enum ScopeArg {
@@ -96,21 +147,26 @@ const DAY_MS: i64 = 24 * 60 * 60 * 1_000;
 pub(crate) async fn run(config: &Config, command: Command) -> anyhow::Result<()> {
     let store = open(config).await?;
     match command {
-        Command::Create { tenant, connection, profile } => {
-            let entity = Connection { id: connection.clone(), profile };
-            store.create_connection(&tenant, entity, operator()).await?;
+        Command::Create { tenant, connection, profile, switch: switches } => {
+            let mut client = Client::from(profile);
+            switch(&mut client, &switches);
+            store.create_connection(&tenant, Connection::new(connection.clone(), client), operator()).await?;
             println!(
                 "Connection {connection} was made. Next: annals connection token-issue {tenant} {connection}"
             );
         }
-        Command::Set { tenant, connection, profile } => {
-            let entity = Connection { id: connection.clone(), profile };
+        Command::Set { tenant, connection, profile, switch: switches } => {
+            let known = store.connections(&tenant).await?.into_iter().find(|c| c.id == connection);
+            let Some(mut entity) = known else { bail!("{tenant} has no connection {connection}") };
+            entity.client.profile = profile.unwrap_or(entity.client.profile);
+            switch(&mut entity.client, &switches);
+            let now = described(&entity.client);
             store.update_connection(&tenant, entity, operator()).await?;
-            println!("Connection {connection} now has the profile {profile}.");
+            println!("Connection {connection} now has the profile {now}.");
         }
         Command::List { tenant } => {
             for connection in store.connections(&tenant).await? {
-                println!("{}\t{}", connection.id, connection.profile);
+                println!("{}\t{}", connection.id, described(&connection.client));
             }
         }
         Command::TokenIssue { tenant, connection, scope, days } => {

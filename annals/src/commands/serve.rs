@@ -140,7 +140,7 @@ async fn first_start(
     let actor = Actor::system("first-start");
     let (tenant, connection) = (TenantId::new("default")?, ConnectionId::new("idp")?);
     store.create_tenant(&tenant, TenantSettings::default(), actor.clone()).await?;
-    let entity = Connection { id: connection.clone(), profile: Profile::Generic };
+    let entity = Connection::new(connection.clone(), Profile::Generic);
     store.create_connection(&tenant, entity, actor.clone()).await?;
     let scopes = vec![Scope::Read, Scope::Write];
     let issued = store.issue_token(&tenant, &connection, scopes, None, actor).await?;

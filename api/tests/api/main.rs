@@ -13,5 +13,6 @@ mod observe;
 mod patch;
 mod requirements;
 mod search;
+mod switches;
 mod users;
 mod world;

@@ -143,7 +143,7 @@ impl World {
     pub(crate) async fn connect(&self, tenant: &str, name: &str, profile: Profile) -> String {
         let tenant = TenantId::new(tenant).expect("a slug");
         let id = ConnectionId::new(name).expect("a slug");
-        let connection = Connection { id: id.clone(), profile };
+        let connection = Connection::new(id.clone(), profile);
         self.store.create_connection(&tenant, connection, actor()).await.expect("a connection");
         self.issue(&tenant, &id, vec![Scope::Read, Scope::Write], None).await
     }

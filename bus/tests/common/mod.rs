@@ -67,7 +67,7 @@ pub(crate) async fn user(store: &Store, body: Value) -> annals_store::Result<Pos
         tenant: acme(),
         resource_type: store.registry().resource_type("User").unwrap().clone(),
         id: id.clone(),
-        command: Command::Create { id, body, profile: Profile::Generic },
+        command: Command::Create { id, body, client: Profile::Generic.into() },
         if_match: IfMatch::Absent,
         actor: Actor::system("test"),
         cause: Cause::default(),

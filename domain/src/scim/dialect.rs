@@ -117,6 +117,26 @@ named! {
         UnknownAttributes = "unknown-attributes",
         /// Filters with `TRUE`, `False`, `NULL`; read as literals (FI-024).
         LiteralCase = "literal-case",
+        /// Filters with `eq anna` or `eq 'anna'`; read as `eq "anna"` (FI-022).
+        LenientFilterLiterals = "lenient-filter-literals",
+        /// A PUT that does not mention an extension keeps it; else it is cleared (PU-003).
+        KeepOmittedExtensions = "keep-omitted-extensions",
+        /// A PUT of a group that does not mention `members` keeps them; else all go (KC-003).
+        PutWithoutMembersKeeps = "put-without-members-keeps",
+        /// PATCH `replace` on `members` adds what it names and removes nobody (EN-075, `replaceMembers: merge`).
+        MergeMembers = "merge-members",
+        /// Passwords are taken and thrown away, for clients that send random ones (OK-020).
+        IgnoreClientPasswords = "ignore-client-passwords",
+        /// POST of a `userName` that an inactive user has replaces and reactivates that user; else 409.
+        ReactivateOnCreate = "reactivate-on-create",
+        /// Two groups may not have the same name: 409 (V14).
+        GroupNameUnique = "group-name-unique",
+        /// Answers always are `application/scim+json`, whatever `Accept` says (EN-006).
+        ScimMediaType = "scim-media-type",
+        /// Answers always are `application/json` (OL-003); before `scim-media-type`.
+        JsonMediaType = "json-media-type",
+        /// `Authorization` may hold the token alone, without `Bearer` (OK-002).
+        BareToken = "bare-token",
     }
 }
 
@@ -136,45 +156,43 @@ impl Profile {
     pub fn has(self, quirk: Quirk) -> bool {
         match quirk {
             Quirk::OpCase => true,
-            Quirk::UnwrapRoleJson => false,
+            Quirk::UnwrapRoleJson
+            | Quirk::LenientFilterLiterals
+            | Quirk::KeepOmittedExtensions
+            | Quirk::PutWithoutMembersKeeps
+            | Quirk::MergeMembers
+            | Quirk::IgnoreClientPasswords
+            | Quirk::ReactivateOnCreate
+            | Quirk::BareToken => false,
             Quirk::CreateOnFilterMiss => matches!(self, Self::Entra | Self::OneLogin | Self::JumpCloud),
-            Quirk::LegacySchemaUrns | Quirk::ManagerId => self == Self::OneLogin,
+            Quirk::GroupNameUnique | Quirk::ScimMediaType => self == Self::Entra,
+            Quirk::LegacySchemaUrns | Quirk::ManagerId | Quirk::JsonMediaType => self == Self::OneLogin,
             _ => self != Self::Strict,
         }
     }
-
-    /// Whether two groups may have the same name; Entra's validator wants 409 (V14).
-    pub fn group_name_unique(self) -> bool {
-        self == Self::Entra
-    }
-
-    /// The `Content-Type` of answers.
-    pub fn response_media_type(self) -> ResponseMediaType {
-        match self {
-            Self::Entra => ResponseMediaType::Scim,
-            Self::OneLogin => ResponseMediaType::Json,
-            _ => ResponseMediaType::Negotiate,
-        }
-    }
 }
 
-/// A profile at work on one request, and the quirks that rewrote something.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Dialect {
-    /// The client's profile.
+/// Quirks switched by an administrator, whatever the profile says.
+pub type Switches = BTreeMap<Quirk, bool>;
+
+/// How a connection's requests are read: a profile, and what its administrator switched.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Client {
+    /// The profile.
     pub profile: Profile,
-    /// The quirks that rewrote something so far.
-    pub applied: BTreeSet<Quirk>,
-    switches: BTreeMap<Quirk, bool>,
+    /// What differs from it.
+    #[serde(default, skip_serializing_if = "Switches::is_empty")]
+    pub switches: Switches,
 }
 
-impl Dialect {
-    /// A dialect that has applied nothing yet.
-    pub fn new(profile: Profile) -> Self {
-        Self { profile, applied: BTreeSet::new(), switches: BTreeMap::new() }
+impl From<Profile> for Client {
+    fn from(profile: Profile) -> Self {
+        Self { profile, switches: Switches::new() }
     }
+}
 
-    /// The same with one quirk switched by the tenant, whatever the profile says.
+impl Client {
+    /// The same with one quirk switched.
     #[must_use]
     pub fn with(mut self, quirk: Quirk, on: bool) -> Self {
         self.switches.insert(quirk, on);
@@ -184,6 +202,45 @@ impl Dialect {
     /// Whether a quirk is allowed.
     pub fn has(&self, quirk: Quirk) -> bool {
         self.switches.get(&quirk).copied().unwrap_or_else(|| self.profile.has(quirk))
+    }
+
+    /// The `Content-Type` of answers.
+    pub fn response_media_type(&self) -> ResponseMediaType {
+        if self.has(Quirk::JsonMediaType) {
+            ResponseMediaType::Json
+        } else if self.has(Quirk::ScimMediaType) {
+            ResponseMediaType::Scim
+        } else {
+            ResponseMediaType::Negotiate
+        }
+    }
+}
+
+/// A client's profile and switches at work on one request, and the quirks that rewrote something.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dialect {
+    /// How the client's requests are read.
+    pub client: Client,
+    /// The quirks that rewrote something so far.
+    pub applied: BTreeSet<Quirk>,
+}
+
+impl Dialect {
+    /// A dialect that has applied nothing yet.
+    pub fn new(client: impl Into<Client>) -> Self {
+        Self { client: client.into(), applied: BTreeSet::new() }
+    }
+
+    /// The same with one quirk switched.
+    #[must_use]
+    pub fn with(mut self, quirk: Quirk, on: bool) -> Self {
+        self.client.switches.insert(quirk, on);
+        self
+    }
+
+    /// Whether a quirk is allowed.
+    pub fn has(&self, quirk: Quirk) -> bool {
+        self.client.has(quirk)
     }
 
     /// Asks for a quirk where it would rewrite something: recorded if allowed.
@@ -197,7 +254,7 @@ impl Dialect {
 
     /// Whether the letter of the RFCs holds.
     pub fn is_strict(&self) -> bool {
-        self.profile == Profile::Strict
+        self.client.profile == Profile::Strict
     }
 
     /// The schema a URN names on a resource type: itself, or the one a legacy URN stands for (OL-005).

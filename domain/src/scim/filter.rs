@@ -166,6 +166,15 @@ pub enum Literal {
     String(String),
     /// `TRUE`, `False`, `NULL`: no JSON, but sent (FI-024).
     Word(String),
+    /// `anna`, `'anna'`: text without double quotes, which only a lenient dialect reads (FI-022).
+    Loose {
+        /// The text.
+        text: String,
+        /// Whether it stood in single quotes.
+        quoted: bool,
+        /// Where, counted in characters from 1.
+        position: usize,
+    },
 }
 
 impl fmt::Display for Literal {
@@ -176,6 +185,8 @@ impl fmt::Display for Literal {
             Self::Number(number) => write!(f, "{number}"),
             Self::String(text) => write!(f, "{}", serde_json::Value::from(text.as_str())),
             Self::Word(word) => f.write_str(word),
+            Self::Loose { text, quoted: true, .. } => write!(f, "'{text}'"),
+            Self::Loose { text, .. } => f.write_str(text),
         }
     }
 }

@@ -4,6 +4,10 @@
 //! are equal, ordered, or contain one another exactly if their encoded texts are, byte by byte. So SQL
 //! with binary collation and [`filter::matches`](super::filter::matches) agree by construction.
 
+use std::borrow::Cow;
+
+use precis_profiles::precis_core::profile::PrecisFastInvocation;
+use precis_profiles::{OpaqueString, UsernameCaseMapped};
 use serde_json::Value;
 use time::{Date, Month, PrimitiveDateTime, Time};
 use unicode_normalization::UnicodeNormalization;
@@ -20,35 +24,34 @@ pub fn fold(s: &str) -> String {
     caseless::default_case_fold_str(&s.nfd().collect::<String>()).nfc().collect()
 }
 
-/// Prepares a user name for comparison and uniqueness (IN-002, IN-003): full- and halfwidth forms are
-/// mapped, case is folded, the result is NFC. Nothing is refused, so names with inner spaces work; a
-/// strict client is told by [`is_username`].
+/// Prepares a user name for comparison and uniqueness (IN-001 to IN-003): by UsernameCaseMapped of PRECIS
+/// (RFC 8265 §3.3), so full- and halfwidth forms are mapped and upper case becomes lower. A name that PRECIS
+/// does not allow, such as one with inner spaces, is folded like other text; a strict client is told by
+/// [`is_username`].
 pub fn prepare_username(s: &str) -> String {
     if s.is_ascii() {
+        // What PRECIS makes of ASCII, whether it allows it or not.
         return s.to_ascii_lowercase();
     }
-    fold(&s.chars().flat_map(|c| map_width(c).into_iter().flatten()).collect::<String>())
+    UsernameCaseMapped::enforce(s).map_or_else(|_| fold(s), Cow::into_owned)
 }
 
-/// The wide or narrow form of a character becomes its ordinary one (PRECIS width mapping, RFC 8265
-/// §3.2.2); other compatibility forms stay. No width form decomposes into more than two characters.
-fn map_width(c: char) -> [Option<char>; 2] {
-    if !matches!(c, '\u{3000}' | '\u{FF01}'..='\u{FFEE}') {
-        return [Some(c), None];
-    }
-    let mut mapped = std::iter::once(c).nfkc();
-    [mapped.next(), mapped.next()]
-}
-
-/// Whether a user name has only code points of the PRECIS IdentifierClass (RFC 8264 §4.2), approximated
-/// by Unicode properties: printable ASCII, letters, digits and marks without compatibility forms.
+/// Whether PRECIS allows a user name: not empty, code points of the IdentifierClass (RFC 8264 §4.2), and
+/// the rule of direction (RFC 5893).
 pub fn is_username(s: &str) -> bool {
-    let prepared = prepare_username(s);
-    !prepared.is_empty()
-        && prepared.chars().all(|c| {
-            let word = c.is_alphanumeric() || unicode_normalization::char::is_combining_mark(c);
-            c.is_ascii_graphic() || (!c.is_ascii() && word && std::iter::once(c).nfkc().eq([c]))
-        })
+    UsernameCaseMapped::enforce(s).is_ok()
+}
+
+/// Prepares a password for hashing and for comparing (IN-001, IN-002): by OpaqueString of PRECIS (RFC 8265
+/// §4.2), so every kind of blank is U+0020 and composed and decomposed letters are the same. One that PRECIS
+/// does not allow, such as one with a tab, is taken as NFC: clients send what a generator made.
+pub fn prepare_password(s: &str) -> String {
+    OpaqueString::enforce(s).map_or_else(|_| s.nfc().collect(), Cow::into_owned)
+}
+
+/// Whether PRECIS allows a password.
+pub fn is_password(s: &str) -> bool {
+    OpaqueString::enforce(s).is_ok()
 }
 
 /// The sortable text of a value, for index rows and filter literals alike; `None` if the value does not

@@ -2,12 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::dialect::{Dialect, Quirk};
 use super::error::ScimError;
+use super::fold::{is_password, prepare_password};
+use super::patch::PasswordChange;
 use super::schema::{Attribute, Mutability, Registry, ResourceType, member};
 use super::value::{canonical, check_keys, elements, parts, same, wrong_type};
 use crate::clock::Timestamp;
@@ -48,8 +49,8 @@ impl Document {
 pub struct Parsed {
     /// The content.
     pub document: Document,
-    /// A new password.
-    pub password: Option<SecretString>,
+    /// What becomes of the password; `None` if the body does not mention it.
+    pub password: Option<PasswordChange>,
     /// The members, without repetition; `None` if the body does not mention them. Whether they exist and
     /// what they are is the server's to find out.
     pub members: Option<Vec<ResourceId>>,
@@ -94,9 +95,20 @@ pub fn parse_replacement(
             keep_immutable_parts(attribute, old, &mut draft.document)?;
         }
     }
+    for extension in &resource_type.extensions {
+        if let Some(old) = current.0.get(&extension.schema)
+            && !draft.extensions.contains(&extension.schema)
+            && dialect.allow(Quirk::KeepOmittedExtensions)
+        {
+            draft.document.0.insert(extension.schema.clone(), old.clone());
+        }
+    }
     let mut parsed = draft.finish(resource_type, dialect)?;
-    if resource_type.link_attribute().is_some() {
-        parsed.members.get_or_insert_default();
+    if resource_type.link_attribute().is_some()
+        && parsed.members.is_none()
+        && !dialect.allow(Quirk::PutWithoutMembersKeeps)
+    {
+        parsed.members = Some(Vec::new());
     }
     Ok(parsed)
 }
@@ -128,10 +140,12 @@ fn keep_immutable_parts(
 #[derive(Default)]
 struct Draft {
     document: Document,
-    password: Option<SecretString>,
+    password: Option<PasswordChange>,
     members: Option<Vec<ResourceId>>,
     /// The keys of all attributes the body names, with or without a value.
     mentioned: BTreeSet<String>,
+    /// The URNs of all extensions the body names.
+    extensions: BTreeSet<String>,
 }
 
 impl Draft {
@@ -164,6 +178,7 @@ impl Draft {
         value: &Value,
         dialect: &mut Dialect,
     ) -> Result<(), ScimError> {
+        self.extensions.insert(urn.to_owned());
         let object = match value {
             Value::Null => return Ok(()),
             Value::Object(object) => object,
@@ -184,7 +199,7 @@ impl Draft {
         if attribute.link {
             self.members = Some(member_ids(attribute, value, dialect)?);
         } else if attribute.mutability == Mutability::WriteOnly {
-            self.password = secret(attribute, value)?;
+            self.password = secret(attribute, value, dialect)?;
         } else if attribute.is_stored() {
             let value = canonical(attribute, value, dialect)?;
             self.document.set(attribute, value);
@@ -266,13 +281,35 @@ pub(crate) fn member_ids(
     Ok(ids)
 }
 
-/// A secret text. Every non-empty one is taken (US-004); errors do not repeat it.
-pub(crate) fn secret(attribute: &Attribute, value: &Value) -> Result<Option<SecretString>, ScimError> {
-    match value {
-        Value::Null => Ok(None),
-        Value::String(text) if !text.is_empty() && !text.contains('\0') => Ok(Some(text.clone().into())),
-        _ => Err(wrong_type(attribute, "a string that is neither empty nor contains U+0000", value)),
+/// Longest password, in bytes of UTF-8. Hashing is slow on purpose and takes no longer for a long one, but
+/// nobody types this.
+pub const PASSWORD_BYTES_MAX: usize = 1_024;
+
+/// What a value for the password means; `None` if the connection throws passwords away. Every non-empty one
+/// is taken (US-004); it is prepared by PRECIS here (IN-001), so that what is hashed is what is compared.
+/// Errors do not repeat it.
+pub(crate) fn secret(
+    attribute: &Attribute,
+    value: &Value,
+    dialect: &mut Dialect,
+) -> Result<Option<PasswordChange>, ScimError> {
+    let text = match value {
+        Value::Null => return Ok(Some(PasswordChange::Clear)),
+        Value::String(text) if !text.is_empty() && !text.contains('\0') => text,
+        _ => return Err(wrong_type(attribute, "a string that is neither empty nor contains U+0000", value)),
+    };
+    if text.len() > PASSWORD_BYTES_MAX {
+        let detail = format!("{} is longer than {PASSWORD_BYTES_MAX} bytes", attribute.path);
+        return Err(ScimError::invalid_value(detail));
     }
+    if dialect.is_strict() && !is_password(text) {
+        let detail = format!("{} has characters that RFC 8265 does not allow", attribute.path);
+        return Err(ScimError::invalid_value(detail));
+    }
+    if dialect.allow(Quirk::IgnoreClientPasswords) {
+        return Ok(None);
+    }
+    Ok(Some(PasswordChange::Set(prepare_password(text).into())))
 }
 
 /// CH-013, RT-001: required attributes have values, required extensions are there.

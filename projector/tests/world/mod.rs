@@ -76,7 +76,7 @@ impl World {
         // Ids of one millisecond have no order among them.
         self.clock.advance(Duration::from_millis(1));
         let id = ResourceId::from_uuid(self.store.entropy().uuid_v7(self.clock.now()));
-        let command = Command::Create { id: id.clone(), body, profile: Profile::Generic };
+        let command = Command::Create { id: id.clone(), body, client: Profile::Generic.into() };
         self.execute(resource_type, &id, command).await;
         id
     }

@@ -105,7 +105,7 @@ impl Store {
             "Operations": [{ "op": "remove", "path": path }],
         });
         let operations = parse_request(&body, &mut Dialect::new(Profile::Strict))?;
-        let command = Command::Patch { id: from.clone(), operations, profile: Profile::Strict };
+        let command = Command::Patch { id: from.clone(), operations, client: Profile::Strict.into() };
         let request = Request {
             tenant: tenant.clone(),
             resource_type,

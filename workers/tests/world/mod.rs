@@ -222,7 +222,7 @@ impl World {
 
     pub(crate) async fn create(&self, resource_type: &str, body: Value) -> ResourceId {
         let id = ResourceId::from_uuid(self.store.entropy().uuid_v7(self.store.now()));
-        let command = Command::Create { id: id.clone(), body, profile: Profile::Generic };
+        let command = Command::Create { id: id.clone(), body, client: Profile::Generic.into() };
         self.execute(resource_type, &id, command).await.state.id
     }
 
@@ -239,7 +239,7 @@ impl World {
         let schema = "urn:ietf:params:scim:api:messages:2.0:PatchOp";
         let body = json!({ "schemas": [schema], "Operations": operations });
         let operations = parse_request(&body, &mut Dialect::new(Profile::Generic)).unwrap();
-        let command = Command::Patch { id: id.clone(), operations, profile: Profile::Generic };
+        let command = Command::Patch { id: id.clone(), operations, client: Profile::Generic.into() };
         self.execute(resource_type, id, command).await
     }
 

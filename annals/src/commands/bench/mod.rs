@@ -55,7 +55,7 @@ async fn tenant(store: &Store) -> anyhow::Result<String> {
     let actor = Actor::system("bench");
     let (tenant, connection) = (bench_tenant()?, ConnectionId::new("idp")?);
     store.create_tenant(&tenant, TenantSettings::default(), actor.clone()).await?;
-    let entity = Connection { id: connection.clone(), profile: Profile::Generic };
+    let entity = Connection::new(connection.clone(), Profile::Generic);
     store.create_connection(&tenant, entity, actor.clone()).await?;
     let token = store.issue_token(&tenant, &connection, vec![Scope::Read, Scope::Write], None, actor).await?;
     Ok(token.secret.expose_secret().to_owned())

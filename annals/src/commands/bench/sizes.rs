@@ -152,7 +152,7 @@ async fn fill_group(store: &Store, members: &[ResourceId]) -> anyhow::Result<Res
     let group = create(store, "Group", json!({ "displayName": name })).await?;
     for chunk in members.chunks(MEMBERS_PER_PATCH) {
         let operations = parse_request(&patch_body(chunk), &mut Dialect::new(Profile::Generic))?;
-        let command = Command::Patch { id: group.clone(), operations, profile: Profile::Generic };
+        let command = Command::Patch { id: group.clone(), operations, client: Profile::Generic.into() };
         execute(store, "Group", group.clone(), command).await?;
     }
     Ok(group)
@@ -160,7 +160,7 @@ async fn fill_group(store: &Store, members: &[ResourceId]) -> anyhow::Result<Res
 
 async fn create(store: &Store, resource_type: &str, body: Value) -> anyhow::Result<ResourceId> {
     let id = ResourceId::from_uuid(store.entropy().uuid_v7(store.now()));
-    let command = Command::Create { id: id.clone(), body, profile: Profile::Generic };
+    let command = Command::Create { id: id.clone(), body, client: Profile::Generic.into() };
     execute(store, resource_type, id.clone(), command).await?;
     Ok(id)
 }

@@ -277,8 +277,18 @@ impl<'a> Binder<'a, '_> {
         }
     }
 
-    /// The literal in JSON's spelling (FI-024).
+    /// The literal in JSON's spelling (FI-022, FI-024).
     fn plain(&mut self, literal: &Literal) -> Result<Literal, ScimError> {
+        if let Literal::Loose { text, position, .. } = literal {
+            if self.dialect.allow(Quirk::LenientFilterLiterals) {
+                return Ok(Literal::String(text.clone()));
+            }
+            let shown: String = literal.to_string().chars().take(40).collect();
+            return Err(ScimError::invalid_filter(format!(
+                "filter at position {position}: expected a JSON string, number, true, false or null, \
+                 found {shown:?}"
+            )));
+        }
         let Literal::Word(word) = literal else { return Ok(literal.clone()) };
         if !self.dialect.allow(Quirk::LiteralCase) {
             let lower = word.to_ascii_lowercase();
@@ -313,6 +323,10 @@ impl<'a> Binder<'a, '_> {
             }
             (AttrType::Boolean | AttrType::Integer | AttrType::Decimal, _) => None,
             (_, Literal::String(text)) => Some(json!(text)),
+            // `employeeNumber eq 4711`: a string without its quotes.
+            (AttrType::String, Literal::Number(n)) if n.is_u64() => {
+                self.dialect.allow(Quirk::LenientFilterLiterals).then(|| json!(n.to_string()))
+            }
             _ => None,
         };
         value.and_then(|value| index_value(leaf, &value)).ok_or_else(|| {

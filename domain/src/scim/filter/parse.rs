@@ -155,13 +155,31 @@ impl<'a> Parser<'a> {
         if ["null", "true", "false"].iter().any(|known| known.eq_ignore_ascii_case(word)) {
             return Ok(Literal::Word(word.to_owned()));
         }
-        match serde_json::from_str::<Number>(word) {
-            Ok(number) => Ok(Literal::Number(number)),
-            Err(_) => {
-                self.at = start;
-                Err(self.expected(WHAT))
-            }
+        if let Ok(number) = serde_json::from_str::<Number>(word) {
+            return Ok(Literal::Number(number));
         }
+        self.at = start;
+        self.loose().ok_or_else(|| self.expected(WHAT))
+    }
+
+    /// Text in single quotes or in none. Whether it may stand there is the dialect's to say (FI-022).
+    fn loose(&mut self) -> Option<Literal> {
+        let position = self.position();
+        let quoted = self.take('\'');
+        let text = match quoted {
+            true => {
+                let text = &self.rest()[..self.rest().find('\'')?];
+                self.at += text.len() + 1;
+                text
+            }
+            false => self.word(),
+        };
+        let there = quoted || text.starts_with(|c: char| c.is_alphanumeric());
+        there.then(|| Literal::Loose { text: text.to_owned(), quoted, position })
+    }
+
+    fn position(&self) -> usize {
+        self.text[..self.at].chars().count() + 1
     }
 
     fn rest(&self) -> &'a str {
@@ -199,7 +217,7 @@ impl<'a> Parser<'a> {
     }
 
     fn expected(&self, what: &str) -> ScimError {
-        let position = self.text[..self.at].chars().count() + 1;
+        let position = self.position();
         let found: String = self.rest().chars().take_while(|c| !c.is_whitespace()).take(40).collect();
         let found = if found.is_empty() { "nothing".to_owned() } else { format!("{found:?}") };
         ScimError::invalid_filter(format!("filter at position {position}: expected {what}, found {found}"))

@@ -144,10 +144,9 @@ impl<'a> Patcher<'a, '_> {
             return self.add_members(op, attribute, value);
         }
         if attribute.mutability == Mutability::WriteOnly {
-            self.password = Some(match secret(attribute, value)? {
-                Some(password) => PasswordChange::Set(password),
-                None => PasswordChange::Clear,
-            });
+            if let Some(change) = secret(attribute, value, self.dialect)? {
+                self.password = Some(change);
+            }
             return Ok(());
         }
         if attribute.multi_valued {
@@ -195,7 +194,9 @@ impl<'a> Patcher<'a, '_> {
     /// Puts a value in the place of what is there, if the attribute's characteristics allow it.
     pub(super) fn assign(&mut self, attribute: &Attribute, new: Option<Value>) -> Result<(), ScimError> {
         if attribute.mutability == Mutability::WriteOnly {
-            self.password = Some(PasswordChange::Clear);
+            if !self.dialect.allow(Quirk::IgnoreClientPasswords) {
+                self.password = Some(PasswordChange::Clear);
+            }
             return Ok(());
         }
         if attribute.required && new.is_none() {

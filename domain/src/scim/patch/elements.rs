@@ -224,7 +224,7 @@ impl<'a> Patcher<'a, '_> {
             let value = match literal {
                 Literal::Bool(b) => json!(b),
                 Literal::Number(number) => json!(number),
-                Literal::String(text) => json!(text),
+                Literal::String(text) | Literal::Loose { text, .. } => json!(text),
                 Literal::Word(word) => value::boolean(word).map_or(Value::Null, Value::from),
                 Literal::Null => Value::Null,
             };

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use serde_json::Value;
+
 use super::apply::Patcher;
 use super::{Op, Operation};
 use crate::ids::ResourceId;
@@ -73,7 +75,7 @@ impl Patcher<'_, '_> {
                 ids_of(filter, attribute)?;
                 return Err(unalterable());
             }
-            (Op::Remove, None, None | Some(serde_json::Value::Null)) => self.delta.replace([]),
+            (Op::Remove, None, None | Some(Value::Null)) => self.delta.replace([]),
             (Op::Remove, None, Some(value)) => {
                 // Read as "remove all" this would empty the group, which nobody means by it (G04).
                 if !self.dialect.allow(Quirk::RemoveWithValue) {
@@ -84,7 +86,7 @@ impl Patcher<'_, '_> {
                 self.delta.remove(ids);
             }
             (op, None, value) => {
-                let value = value.as_ref().unwrap_or(&serde_json::Value::Null);
+                let value = value.as_ref().unwrap_or(&Value::Null);
                 self.add_members(op, attribute, value)?;
             }
         }
@@ -96,14 +98,14 @@ impl Patcher<'_, '_> {
         &mut self,
         op: Op,
         attribute: &Attribute,
-        value: &serde_json::Value,
+        value: &Value,
     ) -> Result<(), ScimError> {
         let ids = member_ids(attribute, value, self.dialect)?;
         if ids.contains(self.id) {
             let detail = format!("{}: {} cannot be a member of itself", attribute.path, self.id);
             return Err(ScimError::invalid_value(detail));
         }
-        if op == Op::Replace {
+        if op == Op::Replace && !self.dialect.allow(Quirk::MergeMembers) {
             self.delta.replace(ids);
         } else {
             self.delta.add(ids);
