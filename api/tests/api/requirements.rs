@@ -1,4 +1,4 @@
-//! Requirements that hold for every resource and every answer, by their ids (docs/conformance.md).
+//! Requirements that hold for every resource and every answer, by their ids.
 
 use annals_api::ApiOptions;
 use annals_domain::scim::dialect::Profile;
