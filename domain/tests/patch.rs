@@ -300,6 +300,12 @@ fn what_profiles_decide() {
             "ENT:manager.value=∅".to_owned(),
         ),
         (
+            "P33c",
+            r#"{"op":"replace","path":"ENT:manager.value","value":""}"#,
+            "400 invalidValue",
+            "ENT:manager.value=∅".to_owned(),
+        ),
+        (
             "P61",
             r#"{"op":"Add","path":"roles[primary eq \"True\"].value","value":"Admin"}"#,
             "400 invalidFilter",

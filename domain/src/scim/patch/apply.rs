@@ -132,8 +132,11 @@ impl<'a> Patcher<'a, '_> {
     ) -> Result<Option<Value>, ScimError> {
         let value = canonical(sub, value, self.dialect)?;
         let id = attribute.resource_ref && sub.name == "value";
-        if id && value == Some(json!("")) && self.dialect.allow(Quirk::EmptyUnassigns) {
-            return Ok(None);
+        if id && value == Some(json!("")) {
+            if self.dialect.allow(Quirk::EmptyUnassigns) {
+                return Ok(None);
+            }
+            return Err(ScimError::invalid_value(format!("{} is empty", sub.path)));
         }
         Ok(value.filter(|_| !(attribute.resource_ref && sub.name == "$ref")))
     }
