@@ -4,7 +4,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use annals_bus::Progress;
-use annals_domain::clock::Clock;
+use annals_domain::clock::{Clock, Timestamp};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -108,13 +108,13 @@ impl Lifecycle {
 }
 
 fn pause_after(progress: &Progress) -> Option<Duration> {
-    if progress.done > 0 {
-        return None;
-    }
     let now = SystemClock.now();
-    let until = progress
-        .wake_at
-        .map_or(IDLE_MAX, |at| Duration::from_millis(u64::try_from(at.0.saturating_sub(now.0)).unwrap_or(0)));
+    let until = |at: Timestamp| Duration::from_millis(u64::try_from(at.0.saturating_sub(now.0)).unwrap_or(0));
+    let until = match progress.wake_at.map(until) {
+        // Work was done and nothing has to gather: the next step follows at once.
+        None | Some(Duration::ZERO) if progress.done > 0 => return None,
+        until => until.unwrap_or(IDLE_MAX),
+    };
     // A wake-up of zero would spin.
     Some(until.clamp(Duration::from_millis(1), IDLE_MAX))
 }

@@ -16,6 +16,10 @@ use clap::{Parser, Subcommand};
 use commands::{app, audit, bench, connection, deliveries, doctor, erase, events, rebuild, serve, tenant};
 use config::Config;
 
+/// Small values come and go by the million; the system's allocator takes a fifth of the time otherwise.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// An event-sourced SCIM 2.0 service with a message bus.
 #[derive(Debug, Parser)]
 #[command(name = "annals", version, about)]

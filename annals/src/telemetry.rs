@@ -5,7 +5,7 @@ use std::io::IsTerminal as _;
 use annals_domain::clock::{Clock, Entropy, Timestamp};
 use anyhow::Context;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
-use rand::TryRngCore;
+use rand::RngCore;
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{LogConfig, LogFormat};
@@ -22,17 +22,15 @@ impl Clock for SystemClock {
     }
 }
 
-/// The operating system's randomness.
+/// The operating system's randomness, stretched by a generator a thread has (ChaCha, seeded anew now and
+/// then): a create takes several small pieces, and a system call each would cost more than the sealing.
 #[derive(Debug)]
 pub(crate) struct OsEntropy;
 
 impl Entropy for OsEntropy {
     fn fill(&self, bytes: &mut [u8]) {
-        if let Err(error) = rand::rngs::OsRng.try_fill_bytes(bytes) {
-            // Keys and ids made without randomness would be worse than none.
-            tracing::error!(%error, "the operating system gives no randomness; stopping");
-            std::process::abort();
-        }
+        // Panics if the operating system gives no seed: keys and ids made without would be worse than none.
+        rand::rng().fill_bytes(bytes);
     }
 }
 

@@ -13,6 +13,9 @@ use anyhow::Context;
 use crate::config::Config;
 use crate::lifecycle::{Lifecycle, Step};
 
+/// How long events gather for the read model while no query waits for them.
+const GATHER: Duration = Duration::from_millis(40);
+
 /// Starts the relay and the projector, and the planner, the deliverer and the janitor.
 pub(crate) async fn start_parts(
     lifecycle: &mut Lifecycle,
@@ -28,7 +31,8 @@ pub(crate) async fn start_parts(
             lifecycle.drive("relay", RelayPart(Relay::new(store.clone(), nats.clone(), owner.clone())));
         }
         let feed = feed(store, nats.as_ref(), "projector");
-        lifecycle.drive("projector", ProjectorPart(Projector::new(store.clone(), feed)));
+        let projector = Projector::new(store.clone(), feed).with_gather(GATHER);
+        lifecycle.drive("projector", ProjectorPart(projector, store.clone()));
         lifecycle.drive("janitor", JanitorPart(Janitor::new(store.clone())));
     }
     if worker {
@@ -102,9 +106,21 @@ macro_rules! parts {
 
 parts! {
     RelayPart(Relay);
-    ProjectorPart(Projector);
     PlannerPart(Planner);
     JanitorPart(Janitor);
+}
+
+/// The projector, woken when a query waits for it.
+struct ProjectorPart(Projector, Store);
+
+impl Step for ProjectorPart {
+    async fn step(&mut self) -> anyhow::Result<Progress> {
+        Ok(self.0.step().await?)
+    }
+
+    async fn woken(&self) {
+        self.1.wait_asked().await;
+    }
 }
 
 /// The deliverer, woken when lanes become due.

@@ -40,6 +40,11 @@ impl Progress {
         Progress { done, wake_at: None }
     }
 
+    /// Something was done, and what comes may gather until `at`, so that the next step does more at once.
+    pub fn done_until(done: usize, at: Timestamp) -> Progress {
+        Progress { done, wake_at: Some(at) }
+    }
+
     /// Nothing to do before `at`.
     pub fn idle_until(at: Timestamp) -> Progress {
         Progress { done: 0, wake_at: Some(at) }

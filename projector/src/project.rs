@@ -12,6 +12,8 @@ use crate::rebuild::{Rebuild, Rebuilding};
 
 /// How long a step waits for events.
 const WAIT: Duration = Duration::from_secs(1);
+/// A page of fewer events was all there was.
+const GATHER_EVENTS: usize = 256;
 /// How long a projector stands by after another one was faster, in ms.
 const STAND_BY_MS: i64 = 50;
 /// How long a rebuild that failed or differed rests before the next, in ms.
@@ -27,6 +29,7 @@ pub struct Projector {
     store: Store,
     feed: Feed,
     wait: Duration,
+    gather_ms: i64,
     /// The read model as this projector left it: a hint, as others may move it. None = look anew.
     health: Option<ModelHealth>,
     rebuild: Option<Rebuild>,
@@ -40,13 +43,22 @@ impl Projector {
     /// A projector that has not looked at anything yet.
     pub fn new(store: Store, feed: Feed) -> Projector {
         let rebuild_at = Timestamp(i64::MIN);
-        Projector { store, feed, wait: WAIT, health: None, rebuild: None, rebuild_at, swept: None }
+        Projector { store, feed, wait: WAIT, gather_ms: 0, health: None, rebuild: None, rebuild_at, swept: None }
     }
 
     /// How long a step waits for events; a second unless said otherwise.
     #[must_use]
     pub fn with_wait(mut self, wait: Duration) -> Projector {
         self.wait = wait;
+        self
+    }
+
+    /// After a small page, lets events gather for this long: under load a page of many costs far less
+    /// than many pages. Whoever drives the steps goes on sooner if a query waits
+    /// ([`Store::wait_asked`]). Nothing gathers unless this is set.
+    #[must_use]
+    pub fn with_gather(mut self, gather: Duration) -> Projector {
+        self.gather_ms = i64::try_from(gather.as_millis()).unwrap_or(i64::MAX);
         self
     }
 
@@ -95,7 +107,12 @@ impl Projector {
                 metrics::gauge!("annals_projector_lag_events").set((head - checkpoint).max(0) as f64);
                 // A rebuild may change everything with its next step.
                 self.health = self.rebuild.is_none().then_some(ModelHealth { checkpoint, ..health });
-                Ok(Progress::done(events.len()))
+                // Caught up: the next page may gather. A backlog is worked off at once.
+                let done = events.len();
+                if self.gather_ms > 0 && done < GATHER_EVENTS && self.rebuild.is_none() {
+                    return Ok(Progress::done_until(done, self.store.now().plus_ms(self.gather_ms)));
+                }
+                Ok(Progress::done(done))
             }
             ModelApplied::Lost { actual } => {
                 tracing::debug!(

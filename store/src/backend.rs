@@ -6,7 +6,7 @@
 //! | difference | PostgreSQL | SQLite |
 //! |---|---|---|
 //! | places ([`Area`]) | schemas of one database | files, one writer connection each; the prefix is cut |
-//! | bulk input ([`Rows`], `{rows}`) | one array per column, `UNNEST` | one JSON text, `json_each` |
+//! | bulk input ([`Rows`], `{rows}`) | one array per column, `UNNEST` | `VALUES`; one JSON text if it is large |
 //! | row lock (`{for_update}`) | `FOR UPDATE` | nothing: `BEGIN IMMEDIATE` already excludes writers |
 //! | lease (`{skip_locked}`) | `FOR UPDATE SKIP LOCKED` | nothing, likewise |
 //! | read snapshot | `REPEATABLE READ READ ONLY` | a deferred transaction |
@@ -173,7 +173,28 @@ impl Rows {
         sql
     }
 
-    fn relation_sqlite(&self, first: usize) -> String {
+    /// Places for so many rows, of which the first `${first}` are filled. The number of places is a power
+    /// of two, so that few texts are enough and the database knows them all.
+    fn relation_sqlite(&self, first: usize, places: usize) -> String {
+        let width = self.columns.len();
+        let mut sql = String::with_capacity(places * (2 * width + 2) + 40 * width + 32);
+        sql.push_str("(SELECT ");
+        for (i, (name, _)) in self.columns.iter().enumerate() {
+            let comma = if i == 0 { "" } else { ", " };
+            sql.push_str(&format!("{comma}column{} AS {name}", i + 1));
+        }
+        sql.push_str(" FROM (VALUES ");
+        let row = format!("({})", vec!["?"; width].join(","));
+        for n in 0..places {
+            sql.push_str(if n == 0 { "" } else { "," });
+            sql.push_str(&row);
+        }
+        sql.push_str(&format!(") LIMIT ${first}) AS r"));
+        sql
+    }
+
+    /// The same from one JSON text, for tables that are too large to be bound cell by cell.
+    fn json_relation_sqlite(&self, first: usize) -> String {
         let mut sql = String::from("(SELECT ");
         for (i, (name, kind)) in self.columns.iter().enumerate() {
             let comma = if i == 0 { "" } else { ", " };
@@ -256,6 +277,11 @@ impl Rows {
     }
 }
 
+/// Fewest places of a bound table: fewer texts to know.
+const SQLITE_ROWS_MIN: usize = 4;
+/// Most cells bound one by one; SQLite takes 32,766 arguments a statement.
+const SQLITE_CELLS_MAX: usize = 16_384;
+
 /// One statement with its arguments.
 #[derive(Clone, Debug)]
 pub struct Sql {
@@ -320,16 +346,27 @@ impl Sql {
     }
 
     fn for_sqlite(self) -> Result<(String, SqliteArguments<'static>)> {
-        let mut out = SqliteArguments::default();
-        let text = self.append_sqlite(0, &mut out)?;
-        Ok((text, out))
+        let mut out = SqliteText::default();
+        out.push(self);
+        out.finish()
     }
+}
 
-    /// Likewise; a name such as `$5` counts over the whole text, however many statements it has.
-    fn append_sqlite(self, offset: usize, out: &mut SqliteArguments<'static>) -> Result<String> {
-        let mut text = self.text.replace("{for_update}", "").replace("{skip_locked}", "");
-        if offset > 0 {
-            text = renumber(&text, offset);
+/// One or more statements on their way to SQLite. Rows are anonymous arguments (`?`), which the driver
+/// counts by themselves, from the first; the named ones (`$1`) come after all of them. (A name costs
+/// SQLite a search through all names; among thousands of cells that would be what takes the time.)
+#[derive(Default)]
+struct SqliteText {
+    text: String,
+    cells: Vec<Arg>,
+    named: Vec<Arg>,
+}
+
+impl SqliteText {
+    fn push(&mut self, sql: Sql) {
+        let mut text = sql.text.replace("{for_update}", "").replace("{skip_locked}", "");
+        if !self.named.is_empty() {
+            text = renumber(&text, self.named.len());
         }
         for area in AREAS {
             let prefix = [area.name(), "."].concat();
@@ -337,10 +374,32 @@ impl Sql {
                 text = text.replace(&prefix, "");
             }
         }
-        if let Some(rows) = &self.rows {
-            text = text.replace("{rows}", &rows.relation_sqlite(offset + self.args.len() + 1));
+        self.named.extend(sql.args);
+        if let Some(rows) = sql.rows {
+            debug_assert_eq!(text.matches("{rows}").count(), 1, "a table is bound once: {text}");
+            let places = rows.rows.len().next_power_of_two().max(SQLITE_ROWS_MIN);
+            let first = self.named.len() + 1;
+            if places * rows.columns.len() <= SQLITE_CELLS_MAX {
+                text = text.replace("{rows}", &rows.relation_sqlite(first, places));
+                self.named.push(rows.rows.len().into());
+                let empty = (places - rows.rows.len()) * rows.columns.len();
+                self.cells.extend(rows.rows.into_iter().flatten());
+                self.cells.extend(std::iter::repeat_n(Arg::Int(None), empty));
+            } else {
+                text = text.replace("{rows}", &rows.json_relation_sqlite(first));
+                self.named.push(rows.to_json().into());
+            }
         }
-        for arg in self.args {
+        if !self.text.is_empty() {
+            self.text.push_str(";\n");
+        }
+        self.text.push_str(&text);
+    }
+
+    fn finish(self) -> Result<(String, SqliteArguments<'static>)> {
+        let text = if self.cells.is_empty() { self.text } else { renumber(&self.text, self.cells.len()) };
+        let mut out = SqliteArguments::default();
+        for arg in self.cells.into_iter().chain(self.named) {
             match arg {
                 Arg::Int(v) => out.add(v),
                 Arg::Text(v) => out.add(v),
@@ -348,10 +407,7 @@ impl Sql {
             }
             .map_err(StoreError::bind)?;
         }
-        if let Some(rows) = self.rows {
-            out.add(rows.to_json()).map_err(StoreError::bind)?;
-        }
-        Ok(text)
+        Ok((text, out))
     }
 }
 
@@ -492,15 +548,12 @@ impl Tx {
                 sqlx::query_with(&text, args).execute(&mut **tx).await?;
             }
             Tx::Sqlite(tx) => {
-                let mut args = SqliteArguments::default();
-                let mut parts = Vec::with_capacity(statements.len());
-                let mut offset = 0;
+                let mut all = SqliteText::default();
                 for statement in statements {
-                    let width = statement.args.len() + usize::from(statement.rows.is_some());
-                    parts.push(statement.append_sqlite(offset, &mut args)?);
-                    offset += width;
+                    all.push(statement);
                 }
-                sqlx::query_with(&parts.join(";\n"), args).execute(&mut **tx).await?;
+                let (text, args) = all.finish()?;
+                sqlx::query_with(&text, args).execute(&mut **tx).await?;
             }
         }
         Ok(())

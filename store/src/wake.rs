@@ -19,6 +19,8 @@ pub(crate) enum Topic {
     Model,
     /// Lanes became due.
     Lanes,
+    /// Someone waits for the read model.
+    Asked,
 }
 
 impl Topic {
@@ -28,16 +30,17 @@ impl Topic {
             Topic::Journal => "annals_journal",
             Topic::Model => "annals_model",
             Topic::Lanes => "annals_lanes",
+            Topic::Asked => "annals_asked",
         }
     }
 }
 
-const TOPICS: [Topic; 3] = [Topic::Journal, Topic::Model, Topic::Lanes];
+const TOPICS: [Topic; 4] = [Topic::Journal, Topic::Model, Topic::Lanes, Topic::Asked];
 
 /// The hints of one process.
 #[derive(Debug)]
 pub(crate) struct Wakes {
-    senders: [watch::Sender<u64>; 3],
+    senders: [watch::Sender<u64>; TOPICS.len()],
     count: AtomicU64,
     stop: CancellationToken,
 }
@@ -46,7 +49,7 @@ impl Wakes {
     /// Begins to pass on the hints of other processes, where the database has any.
     pub(crate) fn start(backend: &Backend) -> Arc<Wakes> {
         let wakes = Arc::new(Wakes {
-            senders: [watch::Sender::new(0), watch::Sender::new(0), watch::Sender::new(0)],
+            senders: TOPICS.map(|_| watch::Sender::new(0)),
             count: AtomicU64::new(0),
             stop: CancellationToken::new(),
         });

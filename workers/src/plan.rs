@@ -15,6 +15,10 @@ use crate::WorkerError;
 
 /// Events planned in one transaction.
 const PAGE_EVENTS: usize = 1_000;
+/// How long events gather after a small page, in ms: deliveries take longer than this anyway.
+const GATHER_MS: i64 = 50;
+/// A page of fewer events was all there was.
+const GATHER_EVENTS: usize = 256;
 /// How long a step waits for an event.
 const WAIT: Duration = Duration::from_millis(250);
 
@@ -83,7 +87,11 @@ impl Planner {
                 tracing::debug!(actual, "another planner is at work");
             }
         }
-        Ok(Progress::done(events.len() + swept))
+        let done = events.len() + swept;
+        if swept == 0 && events.len() < GATHER_EVENTS {
+            return Ok(Progress::done_until(done, self.store.now().plus_ms(GATHER_MS)));
+        }
+        Ok(Progress::done(done))
     }
 
     /// Finds out where planning stands, and follows the journal into a new epoch.

@@ -28,6 +28,7 @@ impl Store {
         let (epoch, head) = self.tenant_head(tenant).await?;
         // Subscribed before the first look, so that no wake-up falls between a look and the wait.
         let mut woken = self.wakes().subscribe(Topic::Model);
+        let mut asked = false;
         loop {
             woken.mark_unchanged();
             let mut tx = self.backend().begin_read(Area::Model).await?;
@@ -44,12 +45,33 @@ impl Store {
                     retry_after_s: RETRY_AFTER_S,
                 });
             }
+            self.ask_for_model(!asked).await?;
+            asked = true;
             let next = (Instant::now() + self.limits().poll_interval).min(deadline);
             tokio::select! {
                 _ = woken.changed() => {}
                 () = tokio::time::sleep_until(next) => {}
             }
         }
+    }
+
+    /// Tells a projector that lets events gather that someone waits: those of this process, and once a
+    /// query those of others.
+    async fn ask_for_model(&self, others: bool) -> Result<()> {
+        self.wakes().wake(Topic::Asked);
+        if others && self.is_postgres() {
+            let notify = sql("SELECT pg_notify($1, '')").bind(Topic::Asked.channel());
+            self.backend().fetch_all(Area::Model, notify).await?;
+        }
+        Ok(())
+    }
+
+    /// Waits until a query waits for the read model, in this process or another.
+    pub async fn wait_asked(&self) {
+        let mut woken = self.wakes().subscribe(Topic::Asked);
+        woken.mark_unchanged();
+        // The sender lives as long as the store.
+        let _ = woken.changed().await;
     }
 
     /// The journal's epoch and the tenant's last position, in one look.
