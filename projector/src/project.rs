@@ -43,7 +43,16 @@ impl Projector {
     /// A projector that has not looked at anything yet.
     pub fn new(store: Store, feed: Feed) -> Projector {
         let rebuild_at = Timestamp(i64::MIN);
-        Projector { store, feed, wait: WAIT, gather_ms: 0, health: None, rebuild: None, rebuild_at, swept: None }
+        Projector {
+            store,
+            feed,
+            wait: WAIT,
+            gather_ms: 0,
+            health: None,
+            rebuild: None,
+            rebuild_at,
+            swept: None,
+        }
     }
 
     /// How long a step waits for events; a second unless said otherwise.
