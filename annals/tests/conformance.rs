@@ -41,7 +41,7 @@ const SANITY_SKIPS: [&str; 3] = [
 async fn tenant(cluster: &Cluster, name: &str, profile: Profile, settings: TenantSettings) -> Result<String> {
     let (id, actor) = (TenantId::new(name)?, Actor::operator("test"));
     cluster.store.create_tenant(&id, settings, actor.clone()).await?;
-    let connection = Connection { id: ConnectionId::new("idp")?, profile };
+    let connection = Connection::new(ConnectionId::new("idp")?, profile);
     cluster.store.create_connection(&id, connection.clone(), actor.clone()).await?;
     let scopes = vec![Scope::Read, Scope::Write];
     let issued = cluster.store.issue_token(&id, &connection.id, scopes, None, actor).await?;
