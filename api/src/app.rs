@@ -37,6 +37,8 @@ pub struct ApiOptions {
     pub page_resources_default: usize,
     /// Most resources on a page: `filter.maxResults` (PG-004).
     pub page_resources_max: usize,
+    /// How long a cursor can be used after it was given out (RFC 9865 §2.1).
+    pub cursor_lifetime: Duration,
     /// Whether ServiceProviderConfig, ResourceTypes and Schemas are readable without a token (DI-004).
     pub discovery_public: bool,
     /// Requests a second that one token may make; 0 = no limit (SE-013).
@@ -58,6 +60,7 @@ impl Default for ApiOptions {
             search_timeout: Duration::from_secs(2),
             page_resources_default: 100,
             page_resources_max: 200,
+            cursor_lifetime: Duration::from_secs(3_600),
             discovery_public: true,
             token_requests_per_second_max: 0,
         }

@@ -43,14 +43,15 @@ pub(crate) async fn config(
         "bulk": { "supported": false, "maxOperations": 0, "maxPayloadSize": 0 },
         "filter": { "supported": true, "maxResults": options.page_resources_max },
         "changePassword": { "supported": true },
-        "sort": { "supported": false },
+        "sort": { "supported": true },
         "etag": { "supported": true },
         "pagination": {
-            "cursor": false,
+            "cursor": true,
             "index": true,
             "defaultPaginationMethod": "index",
             "defaultPageSize": options.page_resources_default,
             "maxPageSize": options.page_resources_max,
+            "cursorTimeout": options.cursor_lifetime.as_secs().max(1),
         },
         "authenticationSchemes": [{
             "type": "oauthbearertoken",

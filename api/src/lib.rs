@@ -6,6 +6,7 @@
 
 mod app;
 mod auth;
+mod cursor;
 mod discovery;
 mod error;
 mod extract;

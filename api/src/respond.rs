@@ -297,21 +297,33 @@ pub(crate) fn json(value: &Value) -> Response {
     response
 }
 
-/// A page of a list (RQ-002).
+/// What a page says about its list.
+#[derive(Clone, Debug)]
+pub(crate) enum Paging {
+    /// By index: the number of the first resource, from 1.
+    Index(u64),
+    /// By cursor: the one for the next page, unless this is the last (CU-004).
+    Cursor(Option<String>),
+}
+
+/// A page of a list (RQ-002, CU-007).
 pub(crate) async fn list(
     app: &App,
     caller: &Caller,
     total: u64,
-    start_index: u64,
+    paging: Paging,
     resources: Vec<(Live, Arc<Projection>)>,
 ) -> Result<Response> {
-    let count = resources.len();
-    let head = json!({
+    let mut head = json!({
         "schemas": [LIST_RESPONSE],
         "totalResults": total,
-        "startIndex": start_index,
-        "itemsPerPage": count,
+        "itemsPerPage": resources.len(),
     });
+    match paging {
+        Paging::Index(start_index) => head["startIndex"] = json!(start_index),
+        Paging::Cursor(Some(next)) => head["nextCursor"] = json!(next),
+        Paging::Cursor(None) => {}
+    }
     let mut pieces = VecDeque::from([Piece::Text(opened(&head.to_string()) + ",\"Resources\":[")]);
     let presenter = Presenter { app, caller };
     for (at, shown) in presenter.show(resources).await?.into_iter().enumerate() {

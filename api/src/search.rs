@@ -2,7 +2,8 @@
 //!
 //! A filter that names an id, a `userName`, an `externalId` or a group's `displayName` by `eq`, alone or
 //! in a top-level `and`, is answered from the journal's own look-ups: linearizable, without waiting (D2).
-//! Every other query goes to the read model and waits until it has the tenant's last event (D3).
+//! Every other query goes to the read model and waits until it has the tenant's last event (D3). Both
+//! give the same order, so it does not matter which of them answers which page.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use annals_domain::scim::fold::index_value;
 use annals_domain::scim::message::SEARCH_REQUEST;
 use annals_domain::scim::project::Projection;
 use annals_domain::scim::schema::ResourceType;
+use annals_domain::scim::sort::{Place, Sort};
 use annals_domain::view::{IndexRow, index_rows};
 use annals_store::model::Search;
 use axum::extract::State;
@@ -26,9 +28,10 @@ use serde_json::{Map, Value, json};
 
 use crate::app::App;
 use crate::auth::{Caller, Reader};
+use crate::cursor::{Binding, Cursor};
 use crate::error::{ApiError, Result};
 use crate::extract::{Endpoint, Query, ScimBody, check_accept};
-use crate::respond::{Live, derived_links, groups_of, list};
+use crate::respond::{Live, Paging, derived_links, groups_of, list};
 
 /// Most resources that a look-up may bring to be looked at one by one; more are left to the read model.
 const CANDIDATES_MAX: usize = 1_000;
@@ -89,7 +92,11 @@ pub(crate) async fn post_root(
 #[derive(Debug)]
 struct Ask {
     filter: Option<String>,
+    sort_by: Option<String>,
+    sort_order: Option<String>,
     start_index: Option<i64>,
+    /// Empty for the first page of a list by cursor (CU-001).
+    cursor: Option<String>,
     count: Option<i64>,
     attributes: Option<String>,
     excluded: Option<String>,
@@ -98,14 +105,31 @@ struct Ask {
 
 impl Ask {
     fn of_query(query: &Query, context: Context) -> Result<Ask> {
+        let cursor = query.has("cursor").then(|| query.get("cursor")).transpose()?;
+        let cursor = cursor.map(Option::unwrap_or_default);
+        let count = query.integer("count").map_err(|error| invalid_count(error, cursor.is_some()))?;
         Ok(Ask {
             filter: query.get("filter")?,
+            sort_by: query.get("sortBy")?,
+            sort_order: query.get("sortOrder")?,
             start_index: query.integer("startIndex")?,
-            count: query.integer("count")?,
+            cursor,
+            count,
             attributes: query.list("attributes")?,
             excluded: query.list("excludedAttributes")?,
             context,
         })
+    }
+
+    /// What the pages of one list have in common, but `count` (CU-006).
+    fn binding(&self, caller: &Caller, parts: &[Part]) -> Binding {
+        let types = parts.iter().map(|part| Some(part.resource_type.name.as_str()));
+        let given = [&self.filter, &self.sort_by, &self.sort_order, &self.attributes, &self.excluded];
+        let given = given.into_iter().map(|part| part.as_deref());
+        let root = if self.context.root { "/" } else { "" };
+        let fixed =
+            [Some(caller.tenant().as_str()), Some(caller.principal.connection.id.as_str()), Some(root)];
+        Binding::of(fixed.into_iter().chain(given).chain(types))
     }
 
     /// Reads a SearchRequest (RQ-007).
@@ -127,18 +151,40 @@ impl Ask {
                 value.as_i64().or_else(|| float(value)).map(Some).ok_or_else(wrong)
             }
         };
+        let text = |name: &str| match member(body, name)? {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text.clone())),
+            Some(_) => Err(ApiError::bad(ScimType::InvalidValue, format!("{name} must be a string"))),
+        };
+        let cursor = match member(body, "cursor")? {
+            None => None,
+            Some(Value::String(cursor)) => Some(cursor.clone()),
+            Some(_) => return Err(ApiError::bad(ScimType::InvalidCursor, "cursor must be a string")),
+        };
+        let count = integer("count").map_err(|error| invalid_count(error, cursor.is_some()))?;
         Ok(Ask {
             filter: match member(body, "filter")? {
                 None => None,
                 Some(Value::String(filter)) => Some(filter.clone()),
                 Some(_) => return Err(ApiError::bad(ScimType::InvalidFilter, "filter must be a string")),
             },
+            sort_by: text("sortBy")?,
+            sort_order: text("sortOrder")?,
             start_index: integer("startIndex")?,
-            count: integer("count")?,
+            cursor,
+            count,
             attributes: names(body, "attributes")?,
             excluded: names(body, "excludedAttributes")?,
             context,
         })
+    }
+}
+
+/// RFC 9865 §2.1 has a keyword of its own for a count that is no number.
+fn invalid_count(error: ApiError, by_cursor: bool) -> ApiError {
+    match by_cursor {
+        true => ApiError::bad(ScimType::InvalidCount, "count must be a whole number"),
+        false => error,
     }
 }
 
@@ -188,6 +234,17 @@ async fn answer(app: &App, caller: &Caller, types: Vec<Arc<ResourceType>>, ask: 
         let projection = Projection::new(registry, &resource_type, attributes, excluded, &mut dialect)?;
         parts.push(Part { resource_type, filter: bound, projection: Arc::new(projection) });
     }
+    let sort = match ask.sort_by.as_deref().filter(|by| !by.trim().is_empty()) {
+        None => None,
+        Some(by) => {
+            let types: Vec<&ResourceType> = parts.iter().map(|part| &*part.resource_type).collect();
+            Some(Sort::bind(by, ask.sort_order.as_deref(), registry, &types, &mut dialect)?)
+        }
+    };
+    if ask.cursor.is_some() && ask.start_index.is_some() {
+        let detail = "startIndex and cursor cannot be given together";
+        return Err(ApiError::bad(ScimType::InvalidValue, detail));
+    }
     // Below 1 is 1, below 0 is 0 (PG-001, PG-002); beyond the page's bound is the bound (PG-004).
     let start = usize::try_from(ask.start_index.unwrap_or(1).max(1)).unwrap_or(usize::MAX);
     let page_max = app.options.page_resources_max;
@@ -195,42 +252,73 @@ async fn answer(app: &App, caller: &Caller, types: Vec<Arc<ResourceType>>, ask: 
         None => app.options.page_resources_default.min(page_max),
         Some(count) => usize::try_from(count.max(0)).unwrap_or(usize::MAX).min(page_max),
     };
-    let (total, found) = match looked_up(app, caller, &parts).await? {
-        Some(found) => {
-            let total = found.len() as u64;
-            (total, found.into_iter().skip(start - 1).take(count).collect())
+    let binding = ask.binding(caller, &parts);
+    let cursor = match ask.cursor.as_deref() {
+        None | Some("") => None,
+        Some(text) => Some(Cursor::open(app, caller, text, binding, count).await?),
+    };
+    let (total, after) = match cursor {
+        Some(cursor) => (Some(cursor.total), Some(cursor.after)),
+        None => (None, None),
+    };
+    let wanted = Wanted { sort, start, after, total, count };
+    let page = match looked_up(app, caller, &parts, &wanted).await? {
+        Some(page) => page,
+        None => searched(app, caller, &parts, wanted).await?,
+    };
+    let paging = match (&ask.cursor, page.next) {
+        (None, _) => Paging::Index(start as u64),
+        (Some(_), None) => Paging::Cursor(None),
+        (Some(_), Some(next)) => {
+            Paging::Cursor(Some(Cursor::seal(app, caller, binding, count, page.total, next).await?))
         }
-        None => searched(app, caller, &parts, start, count).await?,
     };
     let projections: HashMap<&str, &Arc<Projection>> =
         parts.iter().map(|part| (part.resource_type.name.as_str(), &part.projection)).collect();
-    let found = found.into_iter().filter_map(|live: Live| {
+    let found = page.found.into_iter().filter_map(|live: Live| {
         let projection = projections.get(live.resource_type.name.as_str()).map(|p| Arc::clone(p))?;
         Some((live, projection))
     });
-    list(app, caller, total, start as u64, found.collect()).await
+    list(app, caller, page.total, paging, found.collect()).await
+}
+
+/// Which part of which order is wanted.
+struct Wanted {
+    sort: Option<Sort>,
+    /// Number of the first one, from 1.
+    start: usize,
+    /// Or the place that it comes after.
+    after: Option<Place>,
+    /// How many matched on the first page.
+    total: Option<u64>,
+    count: usize,
+}
+
+/// What was found.
+struct Page {
+    total: u64,
+    found: Vec<Live>,
+    /// The place of the last one, if others come after it.
+    next: Option<Place>,
 }
 
 /// Asks the read model.
-async fn searched(
-    app: &App,
-    caller: &Caller,
-    parts: &[Part],
-    start: usize,
-    count: usize,
-) -> Result<(u64, Vec<Live>)> {
+async fn searched(app: &App, caller: &Caller, parts: &[Part], wanted: Wanted) -> Result<Page> {
     let search = Search {
         tenant: caller.tenant().clone(),
         resource_types: parts.iter().map(|part| part.resource_type.clone()).collect(),
         filter: whole_filter(parts),
-        start_index: start,
-        count,
+        sort: wanted.sort,
+        start_index: wanted.start,
+        after: wanted.after,
+        total: wanted.total.map(|total| i64::try_from(total).unwrap_or(i64::MAX)),
+        count: wanted.count,
         timeout: app.options.search_timeout,
     };
     let page = app.store.search(&search).await?;
     let registry = app.store.registry();
     let found = page.found.into_iter().filter_map(|found| Live::of_found(registry, found)).collect();
-    Ok((u64::try_from(page.total).unwrap_or_default(), found))
+    Ok(Page { total: u64::try_from(page.total).unwrap_or_default(), found, next: page.next })
 }
 
 /// One filter for all types: each type's own, for resources of that type.
@@ -245,10 +333,11 @@ fn whole_filter(parts: &[Part]) -> Option<Bound> {
     parts.iter().map(of_type).collect::<Option<Vec<_>>>().map(Bound::Or)
 }
 
-/// All matches by look-up, in the order of their ids; `None` if some type's filter has no term for that.
-async fn looked_up(app: &App, caller: &Caller, parts: &[Part]) -> Result<Option<Vec<Live>>> {
+/// A page of the matches by look-up; `None` if some type's filter has no term for that.
+async fn looked_up(app: &App, caller: &Caller, parts: &[Part], wanted: &Wanted) -> Result<Option<Page>> {
+    let sort = wanted.sort.as_ref();
     let mut found = Vec::new();
-    for part in parts {
+    for (at, part) in parts.iter().enumerate() {
         let rt = &part.resource_type;
         let Some(filter) = &part.filter else { return Ok(None) };
         if *filter == Bound::False {
@@ -285,12 +374,30 @@ async fn looked_up(app: &App, caller: &Caller, parts: &[Part]) -> Result<Option<
                 rows: &rows,
             };
             if matches(filter, &subject) {
-                found.push(live);
+                let key = sort.and_then(|sort| sort.keys.get(at)?.as_ref());
+                found.push((Place::of(sort, key, &subject, 0), live));
             }
         }
     }
-    found.sort_by(|a, b| a.id.cmp(&b.id));
-    Ok(Some(found))
+    if sort.is_none_or(Sort::is_creation) && (found.len() > 1 || wanted.after.is_some()) {
+        let ids: Vec<_> = found.iter().map(|(_, live)| live.id.clone()).collect();
+        let origins = app.store.origins(caller.tenant(), &ids).await?;
+        for (place, live) in &mut found {
+            *place = Place::Created(origins.get(&live.id).copied().unwrap_or_default());
+        }
+    }
+    let descending = sort.is_some_and(|sort| sort.descending);
+    found.sort_by(|(a, _), (b, _)| a.compare(b, descending));
+    let total = wanted.total.unwrap_or(found.len() as u64);
+    let skip = match &wanted.after {
+        None => wanted.start - 1,
+        Some(after) => found.iter().filter(|(place, _)| !place.compare(after, descending).is_gt()).count(),
+    };
+    let end = skip.saturating_add(wanted.count);
+    let next = (wanted.count > 0 && end < found.len()).then(|| found.get(end - 1)).flatten();
+    let next = next.map(|(place, _)| place.clone());
+    let page = found.into_iter().skip(skip).take(wanted.count).map(|(_, live)| live);
+    Ok(Some(Page { total, found: page.collect(), next }))
 }
 
 /// Whether everything a filter asks about links can be known without reading a group's members: `groups`

@@ -16,7 +16,7 @@ use crate::scim::schema::{Attribute, ResourceType};
 pub struct IndexRow {
     /// The attribute's key: `emails.value`.
     pub key: String,
-    /// Which element of a multi-valued attribute; 0 for single values.
+    /// Which element of a multi-valued attribute, the primary one first; 0 for single values.
     pub element: i32,
     /// The encoded value.
     pub value: String,
@@ -45,7 +45,12 @@ fn schema_rows(resource_type: &ResourceType, document: &Document) -> Vec<IndexRo
 fn attribute_rows(attribute: &Attribute, value: &Value, rows: &mut Vec<IndexRow>) {
     match value {
         Value::Array(list) if attribute.multi_valued => {
-            for (at, element) in list.iter().enumerate() {
+            // The primary element is number 0, else the first one: by its rows lists are sorted (SO-002).
+            let is_primary = |element: &Value| element.get("primary").and_then(Value::as_bool) == Some(true);
+            let lead = list.iter().position(is_primary).unwrap_or(0);
+            let (before, rest) = list.split_at(lead.min(list.len()));
+            let led = rest.iter().take(1).chain(before).chain(rest.iter().skip(1));
+            for (at, element) in led.enumerate() {
                 element_rows(attribute, element, position(at), rows);
             }
         }

@@ -302,6 +302,12 @@ impl Sql {
         self
     }
 
+    /// The same with a word in front, such as `EXPLAIN`.
+    pub fn prefixed(mut self, prefix: &str) -> Sql {
+        self.text.insert_str(0, prefix);
+        self
+    }
+
     /// Binds a table to `{rows}`.
     pub fn rows(mut self, rows: Rows) -> Sql {
         self.rows = Some(rows);

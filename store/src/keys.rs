@@ -161,6 +161,7 @@ pub(crate) struct TenantKeys {
     wrap: Key,
     lookup: Key,
     secret: Key,
+    cursor: Key,
 }
 
 impl TenantKeys {
@@ -172,6 +173,11 @@ impl TenantKeys {
     /// A keyed hash of a request, to tell whether an idempotency key comes back with another body.
     pub(crate) fn fingerprint(&self, request: &[u8]) -> Vec<u8> {
         mac(&self.lookup.0[..], &[b"request", request]).to_vec()
+    }
+
+    /// The key of cursors, which every process derives alike (CU-016).
+    pub(crate) fn cursor(&self) -> &Key {
+        &self.cursor
     }
 
     /// The key of secrets that belong to no person.
@@ -293,6 +299,7 @@ impl Keys {
             wrap: key.derive("wrap"),
             lookup: key.derive("lookup"),
             secret: key.derive("secret"),
+            cursor: key.derive("cursor"),
         });
         shared.tenants.insert(tenant.clone(), keys.clone());
         Ok(keys)

@@ -13,6 +13,7 @@ use annals_domain::scim::dialect::{Dialect, Profile};
 use annals_domain::scim::filter::{Bound, Budget, Context, Subject, bind, matches, parse};
 use annals_domain::scim::resource::{Change, Document};
 use annals_domain::scim::schema::ENTERPRISE_USER;
+use annals_domain::scim::sort::{Place, Sort};
 use annals_domain::tenant::TenantSettings;
 use annals_domain::view::{IndexRow, index_rows};
 use annals_store::model::{ModelApplied, Search, SearchPage, Switched};
@@ -227,7 +228,10 @@ fn search(store: &Store, tenant: &TenantId, resource_type: &str, filter: Option<
         tenant: tenant.clone(),
         resource_types: vec![store.registry().resource_type(resource_type).unwrap().clone()],
         filter,
+        sort: None,
         start_index: 1,
+        after: None,
+        total: None,
         count: 100,
         timeout: Duration::from_secs(2),
     }
@@ -280,7 +284,7 @@ contract! {
     a_rebuild_goes_on_after_copying_and_ends_its_forerunner
     a_rebuild_parks_what_it_cannot_copy
     a_rebuild_that_differs_does_not_go_live
-    filters_agree_with_their_evaluation_in_memory
+    lists_agree_with_their_evaluation_in_memory
 }
 
 // ---- §7.2 of the requirements ----
@@ -617,7 +621,7 @@ async fn pages_are_counted_and_cut(f: Fixture) {
     assert_eq!(page(12, 5, Some(active.clone())).await, (13, "u22 u24".to_owned()));
     assert_eq!(page(1, 0, Some(active)).await, (13, String::new()));
     let none = Search { resource_types: Vec::new(), ..search(&f.store, &acme(), "User", None) };
-    assert_eq!(f.store.search(&none).await.unwrap(), SearchPage { total: 0, found: Vec::new() });
+    assert_eq!(f.store.search(&none).await.unwrap(), SearchPage { total: 0, found: Vec::new(), next: None });
 }
 
 async fn members_and_groups_follow_links_and_no_dead_ends(f: Fixture) {
@@ -1257,6 +1261,33 @@ fn group_filter() -> impl Strategy<Value = String> {
     combined(leaf, 3)
 }
 
+/// `sortBy`, whether descending, and how many on a page.
+type Ordered = (Option<&'static str>, bool, usize);
+
+fn ordered() -> impl Strategy<Value = Ordered> {
+    const BY: &[Option<&str>] = &[
+        None,
+        Some("userName"),
+        Some("title"),
+        Some("externalId"),
+        Some("name.givenName"),
+        Some("displayName"),
+        Some("id"),
+        Some("emails"),
+        Some("emails.type"),
+        Some("emails.primary"),
+        Some("active"),
+        Some("schemas"),
+        Some("urn:ietf:params:scim:schemas:extension:enterprise:2.0:User:employeeNumber"),
+        Some("nickName"),
+        Some("meta.version"),
+        Some("meta.resourceType"),
+        Some("meta.created"),
+        Some("meta.lastModified"),
+    ];
+    (prop::sample::select(BY), any::<bool>(), 1..5usize)
+}
+
 /// The rows that a resource's links stand for, computed without SQL.
 fn link_rows(p: &Population, number: usize) -> Vec<IndexRow> {
     let name = |n: usize| if n < USERS { format!("u{n}") } else { format!("g{}", n - USERS) };
@@ -1301,14 +1332,18 @@ fn link_rows(p: &Population, number: usize) -> Vec<IndexRow> {
     rows
 }
 
-async fn filters_agree_with_their_evaluation_in_memory(f: Fixture) {
-    let cases = if f.store.is_postgres() { 24 } else { 48 };
+/// SO-002 to SO-005, CU-004, CU-009, PG-003: filters, orders, pages by index and by place.
+async fn lists_agree_with_their_evaluation_in_memory(f: Fixture) {
+    let cases = if f.store.is_postgres() { 10 } else { 32 };
     let store = f.store.clone();
     let handle = tokio::runtime::Handle::current();
     let tenants = AtomicU64::new(0);
     let asked = AtomicU64::new(0);
-    let filters =
-        (population(), prop::collection::vec(user_filter(), 24), prop::collection::vec(group_filter(), 12));
+    let filters = (
+        population(),
+        prop::collection::vec((user_filter(), ordered()), 24),
+        prop::collection::vec((group_filter(), ordered()), 12),
+    );
     tokio::task::block_in_place(|| {
         let config = Config { cases, failure_persistence: None, max_shrink_iters: 400, ..Config::default() };
         let mut runner = TestRunner::new(config);
@@ -1327,8 +1362,8 @@ async fn agree(
     store: &Store,
     tenant: &TenantId,
     p: &Population,
-    users: &[String],
-    groups: &[String],
+    users: &[(String, Ordered)],
+    groups: &[(String, Ordered)],
     asked: &AtomicU64,
 ) -> Result<(), TestCaseError> {
     let mut script = Script::new(tenant.clone(), store.model_checkpoint().await.unwrap());
@@ -1358,36 +1393,78 @@ async fn agree(
     let events = script.events.clone();
     script.apply(store).await;
 
-    for (resource_type, numbers, filters) in
-        [("User", 0..USERS, users), ("Group", USERS..USERS + GROUPS, groups)]
-    {
-        let rt = store.registry().resource_type(resource_type).unwrap();
-        for filter in filters {
-            let Ok(bound) = bound(store, resource_type, filter, Profile::Generic) else { continue };
-            asked.fetch_add(1, Ordering::SeqCst);
-            let mut expected = Vec::new();
-            for n in numbers.clone().filter(|n| !p.deleted.contains(n)) {
-                let entity = if n < USERS { format!("u{n}") } else { format!("g{}", n - USERS) };
-                let own: Vec<&Recorded> = events.iter().filter(|e| e.stream.id.as_str() == entity).collect();
-                let Body::Open(Event::Created { document }) = &own[0].body else { unreachable!() };
-                let mut rows = index_rows(rt, document);
-                rows.extend(link_rows(p, n));
-                let entity = id(&entity);
-                let subject = Subject {
-                    id: &entity,
-                    created: own[0].at,
-                    last_modified: own[own.len() - 1].at,
-                    version: own.len() as i64,
-                    resource_type,
-                    rows: &rows,
-                };
-                if matches(&bound, &subject) {
-                    expected.push(entity.as_str().to_owned());
+    let mut subjects = Vec::new();
+    for n in (0..USERS + GROUPS).filter(|n| !p.deleted.contains(n)) {
+        let (rt, entity) =
+            if n < USERS { ("User", format!("u{n}")) } else { ("Group", format!("g{}", n - USERS)) };
+        let own: Vec<&Recorded> = events.iter().filter(|e| e.stream.id.as_str() == entity).collect();
+        let Body::Open(Event::Created { document }) = &own[0].body else { unreachable!() };
+        let mut rows = index_rows(store.registry().resource_type(rt).unwrap(), document);
+        rows.extend(link_rows(p, n));
+        subjects.push((rt, id(&entity), own[0], own[own.len() - 1].at, own.len() as i64, rows));
+    }
+    let cases = users.iter().map(|(filter, sort)| (&["User"][..], Some(filter), sort));
+    let cases = cases.chain(groups.iter().map(|(filter, sort)| (&["Group"][..], Some(filter), sort)));
+    let both = users.iter().chain(groups).map(|(_, sort)| (&["User", "Group"][..], None, sort));
+    for (types, filter, (sort_by, descending, count)) in cases.chain(both.step_by(3)) {
+        let filter = match filter.map(|filter| bound(store, types[0], filter, Profile::Generic)) {
+            None => None,
+            Some(Ok(bound)) => Some(bound),
+            Some(Err(_)) => continue,
+        };
+        asked.fetch_add(1, Ordering::SeqCst);
+        let resource_types: Vec<_> =
+            types.iter().map(|rt| store.registry().resource_type(rt).unwrap().clone()).collect();
+        let refs: Vec<_> = resource_types.iter().map(|rt| &**rt).collect();
+        let order = if *descending { "descending" } else { "ascending" };
+        let mut dialect = Dialect::new(Profile::Generic);
+        // Not every type has every attribute.
+        let sort =
+            sort_by.and_then(|by| Sort::bind(by, Some(order), store.registry(), &refs, &mut dialect).ok());
+        let mut expected = Vec::new();
+        for (rt, entity, created, modified, version, rows) in &subjects {
+            let subject = Subject {
+                id: entity,
+                created: created.at,
+                last_modified: *modified,
+                version: *version,
+                resource_type: rt,
+                rows,
+            };
+            let Some(at) = types.iter().position(|t| t == rt) else { continue };
+            if filter.as_ref().is_none_or(|filter| matches(filter, &subject)) {
+                let key = sort.as_ref().and_then(|sort| sort.keys[at].as_ref());
+                expected.push((Place::of(sort.as_ref(), key, &subject, created.position), entity.as_str()));
+            }
+        }
+        let descending = sort.as_ref().is_some_and(|sort| sort.descending);
+        expected.sort_by(|(a, _), (b, _)| a.compare(b, descending));
+        let expected: Vec<&str> = expected.into_iter().map(|(_, entity)| entity).collect();
+        let what = format!("{types:?} {filter:?} {sort:?}");
+        let query = Search { resource_types, filter, sort, ..search(store, tenant, types[0], None) };
+        let ask = async |query: &Search| {
+            store.search(query).await.map_err(|e| TestCaseError::fail(format!("{what}: {e:?}")))
+        };
+        let whole = ask(&query).await?;
+        prop_assert_eq!(ids(&whole), expected.clone(), "{}", what);
+        prop_assert_eq!(whole.total as usize, expected.len(), "{}", what);
+        // Page by page, with few matches in mind and with too many for that.
+        for total in [None, Some(1_000_000)] {
+            let (mut walked, mut page) = (Vec::new(), Search { count: *count, total, ..query.clone() });
+            loop {
+                let part = ask(&page).await?;
+                prop_assert!(part.found.len() == *count || part.next.is_none(), "{}", what);
+                walked.extend(part.found.iter().map(|found| found.id.as_str().to_owned()));
+                page.after = part.next;
+                if page.after.is_none() || walked.len() > expected.len() {
+                    break;
                 }
             }
-            let page = store.search(&search(store, tenant, resource_type, Some(bound))).await;
-            let page = page.map_err(|e| TestCaseError::fail(format!("{filter}: {e:?}")))?;
-            prop_assert_eq!(ids(&page), expected, "{} {}", resource_type, filter);
+            prop_assert_eq!(&walked, &expected, "cursors, total {:?}: {}", total, what);
+            let start_index = 1 + *count;
+            let part = ask(&Search { start_index, count: *count, total, ..query.clone() }).await?;
+            let wanted: Vec<&str> = expected.iter().skip(*count).take(*count).copied().collect();
+            prop_assert_eq!(ids(&part), wanted, "from {}, total {:?}: {}", start_index, total, what);
         }
     }
     Ok(())

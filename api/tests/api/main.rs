@@ -9,6 +9,7 @@ mod groups;
 mod health;
 mod idempotency;
 mod input;
+mod lists;
 mod observe;
 mod patch;
 mod requirements;

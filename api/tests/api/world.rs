@@ -412,7 +412,7 @@ impl Fixture {
         world.clock.set(1_772_701_200_000);
         let u3 = json!({"schemas": [USER], "userName": "celik", "title": "", "active": true});
         let u3 = id(&world.post("/Users", u3).await);
-        // Ids of one millisecond have no order.
+        // Ties are ordered by id, and ids of one millisecond have no order.
         world.clock.advance_ms(1);
         let g1 = world.group("Ops", &[&u1, &u2]).await;
         world.clock.advance_ms(1);

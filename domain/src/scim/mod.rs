@@ -16,4 +16,5 @@ pub mod path;
 pub mod project;
 pub mod resource;
 pub mod schema;
+pub mod sort;
 pub mod value;

@@ -132,7 +132,10 @@ pub(crate) async fn find(
         tenant: acme(),
         resource_types: vec![rt],
         filter: Some(bound),
+        sort: None,
         start_index: 1,
+        after: None,
+        total: None,
         count: 1_000,
         timeout: Duration::ZERO,
     };

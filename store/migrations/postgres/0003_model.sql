@@ -40,6 +40,7 @@ CREATE TABLE model.resource_a (
     resource_type   TEXT COLLATE "C" NOT NULL,
     version         BIGINT NOT NULL,
     position        BIGINT NOT NULL,              -- of the last event folded in
+    origin          BIGINT NOT NULL,              -- of the event that created it: the order of lists
     created         BIGINT NOT NULL,
     modified        BIGINT NOT NULL,
     deleted         BIGINT NOT NULL CHECK (deleted IN (0, 1)),
@@ -48,13 +49,14 @@ CREATE TABLE model.resource_a (
     PRIMARY KEY (tenant, id),
     CHECK ((document IS NULL) = (deleted = 1))
 );
-CREATE INDEX resource_a_type ON model.resource_a (tenant, resource_type, id) WHERE deleted = 0;
+CREATE INDEX resource_a_type ON model.resource_a (tenant, resource_type, origin) WHERE deleted = 0;
+CREATE INDEX resource_a_modified ON model.resource_a (tenant, resource_type, modified, id) WHERE deleted = 0;
 
 CREATE TABLE model.attribute_a (
     tenant      TEXT COLLATE "C" NOT NULL,
     id          TEXT COLLATE "C" NOT NULL,
     path        BIGINT NOT NULL,
-    element     BIGINT NOT NULL,
+    element     BIGINT NOT NULL,                  -- of a list: the primary one is 0, else the first
     ordinal     BIGINT NOT NULL,                  -- values of one path in one element
     value       TEXT COLLATE "C" NOT NULL CHECK (length(value) <= 256),
     rest        TEXT COLLATE "C" CHECK (rest IS NULL OR length(value) = 256),   -- what follows the first 256 characters
@@ -86,6 +88,7 @@ CREATE TABLE model.resource_b (
     resource_type   TEXT COLLATE "C" NOT NULL,
     version         BIGINT NOT NULL,
     position        BIGINT NOT NULL,              -- of the last event folded in
+    origin          BIGINT NOT NULL,              -- of the event that created it: the order of lists
     created         BIGINT NOT NULL,
     modified        BIGINT NOT NULL,
     deleted         BIGINT NOT NULL CHECK (deleted IN (0, 1)),
@@ -94,13 +97,14 @@ CREATE TABLE model.resource_b (
     PRIMARY KEY (tenant, id),
     CHECK ((document IS NULL) = (deleted = 1))
 );
-CREATE INDEX resource_b_type ON model.resource_b (tenant, resource_type, id) WHERE deleted = 0;
+CREATE INDEX resource_b_type ON model.resource_b (tenant, resource_type, origin) WHERE deleted = 0;
+CREATE INDEX resource_b_modified ON model.resource_b (tenant, resource_type, modified, id) WHERE deleted = 0;
 
 CREATE TABLE model.attribute_b (
     tenant      TEXT COLLATE "C" NOT NULL,
     id          TEXT COLLATE "C" NOT NULL,
     path        BIGINT NOT NULL,
-    element     BIGINT NOT NULL,
+    element     BIGINT NOT NULL,                  -- of a list: the primary one is 0, else the first
     ordinal     BIGINT NOT NULL,                  -- values of one path in one element
     value       TEXT COLLATE "C" NOT NULL CHECK (length(value) <= 256),
     rest        TEXT COLLATE "C" CHECK (rest IS NULL OR length(value) = 256),   -- what follows the first 256 characters

@@ -149,6 +149,10 @@ pub(crate) const EVENT_COLUMNS: &str = "e.position, e.event_id, e.commit_id, e.t
 pub(crate) const STATE_COLUMNS: &str = "s.tenant, s.id, s.resource_type, s.version, s.created, s.modified, \
      s.position, s.key_id, s.document, s.deleted";
 
+/// Tenant, id and position of the events that created the entities of `{rows}`, which has tenant and id.
+pub(crate) const ORIGINS: &str = "SELECT e.tenant, e.id, e.position FROM {rows} \
+     CROSS JOIN journal.event e WHERE e.tenant = r.tenant AND e.id = r.id AND e.version = 1";
+
 /// What an event's seal is bound to.
 pub(crate) fn event_aad(tenant: &TenantId, id: &ResourceId, event_id: &str, kind: &str) -> String {
     format!("event|{tenant}|{id}|{event_id}|{kind}")
@@ -365,6 +369,23 @@ impl Store {
         .bind(tenant)
         .rows(rows);
         self.open_state(select).await
+    }
+
+    /// The positions of the events that created these entities: the order of lists without `sortBy`.
+    pub async fn origins(
+        &self,
+        tenant: &TenantId,
+        ids: &[ResourceId],
+    ) -> Result<HashMap<ResourceId, Position>> {
+        let mut rows = Rows::new(&[("tenant", Col::Text), ("id", Col::Text)]);
+        for id in ids.iter().filter(|id| !id.as_str().contains('\0')) {
+            rows.push(vec![tenant.into(), id.into()]);
+        }
+        if rows.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let found = self.backend().fetch_all(Area::Journal, sql(ORIGINS).rows(rows)).await?;
+        found.iter().map(|row| Ok((ResourceId::from_text(&row.text(1)?), row.int(2)?))).collect()
     }
 
     async fn open_state(&self, select: Sql) -> Result<Vec<StateRow>> {

@@ -77,6 +77,8 @@ pub(super) struct Entity {
     pub(super) resource_type: String,
     pub(super) version: Version,
     pub(super) position: Position,
+    /// The position of the event that created it.
+    pub(super) origin: Position,
     pub(super) created: Timestamp,
     pub(super) modified: Timestamp,
     /// `None`: a tombstone.
@@ -86,11 +88,13 @@ pub(super) struct Entity {
 pub(super) type Key = (TenantId, ResourceId);
 
 impl Entity {
-    pub(super) fn of_state(state: &StateRow) -> Entity {
+    /// `origin` is the position of the event that created it.
+    pub(super) fn of_state(state: &StateRow, origin: Position) -> Entity {
         Entity {
             resource_type: state.resource_type.clone(),
             version: state.version,
             position: state.position,
+            origin,
             created: state.created,
             modified: state.modified,
             document: state.document().cloned(),
@@ -110,6 +114,7 @@ impl Entity {
                 resource_type: event.stream.resource_type.clone(),
                 version: 0,
                 position: 0,
+                origin: event.position,
                 created: event.at,
                 modified: event.at,
                 document: None,
@@ -429,7 +434,8 @@ impl Store {
             // every event that was skipped while parked is in it.
             let mut change = Change::default();
             if let Some(state) = self.state(&key.0, &key.1).await? {
-                let entity = Entity::of_state(&state);
+                let origins = self.origins(&key.0, std::slice::from_ref(&key.1)).await?;
+                let entity = Entity::of_state(&state, origin_of(origins.get(&key.1).copied(), &key.1)?);
                 change.rows.push((key.clone(), Vec::new(), self.rows_of(&entity)?));
                 change.entities.push((key.clone(), entity));
             }
@@ -468,6 +474,11 @@ impl Store {
 
 fn key_of(event: &Recorded) -> Key {
     (event.tenant.clone(), event.stream.id.clone())
+}
+
+/// The position of the event that created an entity, which the journal has for every state row.
+pub(super) fn origin_of(origin: Option<Position>, id: &ResourceId) -> Result<Position> {
+    origin.ok_or_else(|| StoreError::corrupt(format!("the events of {id}"), "the first one is missing"))
 }
 
 fn has_doubled(from: Position, to: Position) -> bool {
@@ -532,7 +543,7 @@ async fn load(
     }
     let select = slot.sql(
         "SELECT r.tenant, r.id, m.resource_type, m.version, m.position, m.created, m.modified, m.document, \
-         p.position FROM {rows} \
+         p.position, m.origin FROM {rows} \
          LEFT JOIN model.resource_@ m ON m.tenant = r.tenant AND m.id = r.id \
          LEFT JOIN model.parked_@ p ON p.tenant = r.tenant AND p.id = r.id",
     );
@@ -553,6 +564,7 @@ async fn load(
             resource_type,
             version: row.int(3)?,
             position: row.int(4)?,
+            origin: row.int(9)?,
             created: Timestamp(row.int(5)?),
             modified: Timestamp(row.int(6)?),
             document,
@@ -590,6 +602,7 @@ impl Change {
             ("resource_type", Col::Text),
             ("version", Col::Int),
             ("position", Col::Int),
+            ("origin", Col::Int),
             ("created", Col::Int),
             ("modified", Col::Int),
             ("deleted", Col::Int),
@@ -607,6 +620,7 @@ impl Change {
                 entity.resource_type.into(),
                 entity.version.into(),
                 entity.position.into(),
+                entity.origin.into(),
                 entity.created.into(),
                 entity.modified.into(),
                 document.is_none().into(),
@@ -616,12 +630,13 @@ impl Change {
         }
         if !resources.is_empty() {
             let upsert = slot.sql(
-                "INSERT INTO model.resource_@ (tenant, id, resource_type, version, position, created, modified, \
-                 deleted, display, document) SELECT r.tenant, r.id, r.resource_type, r.version, r.position, \
-                 r.created, r.modified, r.deleted, r.display, r.document FROM {rows} WHERE true \
+                "INSERT INTO model.resource_@ (tenant, id, resource_type, version, position, origin, created, \
+                 modified, deleted, display, document) \
+                 SELECT r.tenant, r.id, r.resource_type, r.version, r.position, r.origin, r.created, \
+                 r.modified, r.deleted, r.display, r.document FROM {rows} WHERE true \
                  ON CONFLICT (tenant, id) DO UPDATE SET version = excluded.version, \
-                 position = excluded.position, created = excluded.created, modified = excluded.modified, \
-                 deleted = excluded.deleted, display = excluded.display, document = excluded.document",
+                 position = excluded.position, origin = excluded.origin, created = excluded.created, \
+                 modified = excluded.modified, deleted = excluded.deleted, display = excluded.display, document = excluded.document",
             );
             writes.push(upsert.rows(resources));
         }

@@ -29,6 +29,9 @@ pub(super) const VALUE_CHARS_MAX: usize = 256;
 /// The attribute whose rows are the `display` of links.
 const DISPLAY_NAME: &str = "displayname";
 
+/// The entity tag of the resource row `{r}`. The empty piece of a column lends its collation to the whole.
+pub(super) const ENTITY_TAG: &str = "(substr({r}.id, 1, 0) || 'W/\"' || {r}.version || '\"')";
+
 const ALWAYS: &str = "1 = 1";
 const NEVER: &str = "1 = 0";
 
@@ -123,13 +126,22 @@ impl<'a> Translator<'a> {
         self.args.iter().fold(slot.sql(text), |sql, arg| sql.bind(arg.clone()))
     }
 
-    /// The condition on the resource row `r` that says the same as the filter.
+    /// The condition on the resource row `r` that says the same as the simplified filter.
     ///
     /// # Errors
     /// [`StoreError::Refused`] for the few questions that only make sense to who knows our base URL.
     pub(super) fn condition(&mut self, bound: &Bound) -> Result<String> {
-        let bound = self.simplify(bound);
-        self.conjunction(&bound, "r")
+        self.conjunction(bound, "r")
+    }
+
+    /// The same condition on another alias, as a question to one row after another.
+    pub(super) fn predicate_on(&mut self, bound: &Bound, alias: &str) -> Result<String> {
+        self.predicate(bound, Subject::Resource(alias))
+    }
+
+    /// Whether an index leads to what the filter holds for.
+    pub(super) fn is_narrow(&self, bound: &Bound) -> bool {
+        self.rank(bound).is_some()
     }
 
     fn alias(&mut self, letter: char) -> String {
@@ -139,7 +151,7 @@ impl<'a> Translator<'a> {
 
     /// Settles what does not need the database: attributes that no resource has ever had, and operands
     /// with U+0000, which no stored text contains.
-    fn simplify(&self, bound: &Bound) -> Bound {
+    pub(super) fn simplify(&self, bound: &Bound) -> Bound {
         match bound {
             Bound::True | Bound::False => bound.clone(),
             Bound::Not(inner) => match self.simplify(inner) {
@@ -199,6 +211,7 @@ impl<'a> Translator<'a> {
         let ranks = terms.iter().enumerate().filter_map(|(at, term)| Some((self.rank(term)?, at)));
         let leader = ranks.min().map(|(_, at)| at);
         let mut conditions = Vec::with_capacity(terms.len());
+        let leader = leader.filter(|at| !is_modified(&terms[*at]));
         if let Some(at) = leader {
             conditions.push(format!("{alias}.id IN ({})", self.set(&terms[at])?));
         }
@@ -230,6 +243,13 @@ impl<'a> Translator<'a> {
             Bound::Element { test, .. } => Some(element_rank(test).unwrap_or(80)),
             Bound::Test(test) => match &test.target {
                 Target::Id => matches!(test.op, TestOp::Eq(_)).then_some(0),
+                // The resource's own row has an index for that, so it leads without a set.
+                Target::LastModified => match test.op {
+                    TestOp::Eq(_) => Some(15),
+                    TestOp::Gt(_) | TestOp::Ge(_) => Some(35),
+                    TestOp::Lt(_) | TestOp::Le(_) => Some(45),
+                    _ => None,
+                },
                 Target::Attribute { .. } | Target::AnyOf { .. } => op_rank(&test.op),
                 Target::Link { attribute, .. } => {
                     op_rank(&test.op)?;
@@ -273,7 +293,17 @@ impl<'a> Translator<'a> {
             Bound::And(_) => self.conjunction(bound, &x)?,
             other => self.predicate(other, Subject::Resource(&x))?,
         };
-        Ok(format!("SELECT {x}.id FROM model.resource_@ {x} WHERE {x}.tenant = $1 AND {condition}"))
+        // For the index on times of change.
+        let types: Vec<String> = match is_modified(bound) {
+            true => self.types.iter().map(|rt| rt.name.clone()).collect(),
+            false => Vec::new(),
+        };
+        let mut listed = String::new();
+        if !types.is_empty() {
+            let types: Vec<String> = types.iter().map(|name| self.arg(name)).collect();
+            listed = format!(" AND {x}.deleted = 0 AND {x}.resource_type IN ({})", types.join(", "));
+        }
+        Ok(format!("SELECT {x}.id FROM model.resource_@ {x} WHERE {x}.tenant = $1{listed} AND {condition}"))
     }
 
     fn attribute_set(&mut self, keys: &[String], op: &TestOp) -> Result<String> {
@@ -446,11 +476,7 @@ impl<'a> Translator<'a> {
             (Target::ResourceType, Subject::Resource(r)) => {
                 Ok(self.text(&format!("{r}.resource_type"), &test.op))
             }
-            (Target::Version, Subject::Resource(r)) => {
-                // The empty piece of a column lends its collation to the whole.
-                let tag = format!("(substr({r}.id, 1, 0) || 'W/\"' || {r}.version || '\"')");
-                Ok(self.text(&tag, &test.op))
-            }
+            (Target::Version, Subject::Resource(r)) => Ok(self.text(&ENTITY_TAG.replace("{r}", r), &test.op)),
             (Target::Created, Subject::Resource(r)) => self.moment(&format!("{r}.created"), &test.op),
             (Target::LastModified, Subject::Resource(r)) => self.moment(&format!("{r}.modified"), &test.op),
             _ => Err(StoreError::corrupt("the filter", "a test stands where its values are not")),
@@ -697,6 +723,11 @@ impl<'a> Translator<'a> {
         })?;
         Ok(format!("{column} {sign} {}", self.arg(moment)))
     }
+}
+
+/// Whether this asks for the time of the last change.
+fn is_modified(bound: &Bound) -> bool {
+    matches!(bound, Bound::Test(Test { target: Target::LastModified, .. }))
 }
 
 /// Joins simplified filters: `and` if `all`, else `or`.

@@ -7,7 +7,9 @@
 
 mod apply;
 mod barrier;
+mod cursor;
 mod filter_sql;
+mod page;
 mod rebuild;
 mod search;
 

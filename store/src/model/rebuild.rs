@@ -13,13 +13,15 @@ use annals_domain::ids::{Position, ResourceId};
 use annals_domain::tenant::is_administrative;
 use serde_json::Value;
 
-use super::apply::{Change, Entity, Key, PAGE_EVENTS_MAX, Place, lock, numbered, park_rows, poisonous};
+use super::apply::{
+    Change, Entity, Key, PAGE_EVENTS_MAX, Place, lock, numbered, origin_of, park_rows, poisonous,
+};
 use super::{INDEX_FORMAT, MEMBERS, ModelApplied, Slot, pointer};
 use crate::Store;
 use crate::backend::{Area, Col, Row, Rows, Tx, sql};
 use crate::error::{Result, StoreError};
 use crate::journal::append::tenant_id;
-use crate::journal::read::{STATE_COLUMNS, StateRow};
+use crate::journal::read::{ORIGINS, STATE_COLUMNS, StateRow};
 use crate::wake::Topic;
 
 /// Rows cleared from each table in one step.
@@ -72,6 +74,9 @@ struct Copying {
 
 /// Stored values by path, element and ordinal.
 type Values = BTreeMap<(i64, i64, i64), String>;
+
+/// The positions of the events that created entities.
+type Origins = BTreeMap<Key, Position>;
 
 /// What a step of copying came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -170,7 +175,8 @@ impl Store {
             };
             let mut states = self.open_state_rows(rows).await?;
             states.retain(|state| !is_administrative(&state.resource_type));
-            self.copy_states(place, &states).await?;
+            let origins = origins(&mut copying.snapshot, &states).await?;
+            self.copy_states(place, &states, &origins).await?;
             for state in &states {
                 run.copied += 1;
                 self.sample(&mut run.sample, run.copied, (state.tenant.clone(), state.id.clone()));
@@ -301,13 +307,13 @@ impl Store {
     }
 
     /// Writes a page of states; where the page fails, each alone, and parks those that fail.
-    async fn copy_states(&self, place: Place<'_>, states: &[StateRow]) -> Result<()> {
-        match self.copy_page(place, states).await {
+    async fn copy_states(&self, place: Place<'_>, states: &[StateRow], origins: &Origins) -> Result<()> {
+        match self.copy_page(place, states, origins).await {
             Err(error) if poisonous(&error) => {}
             result => return result,
         }
         for state in states {
-            match self.copy_page(place, std::slice::from_ref(state)).await {
+            match self.copy_page(place, std::slice::from_ref(state), origins).await {
                 Err(error) if poisonous(&error) => {
                     tracing::error!(id = %state.id, %error, "a state cannot be copied; the entity is parked");
                     let mut tx = self.backend().begin_write(Area::Model).await?;
@@ -323,12 +329,12 @@ impl Store {
         Ok(())
     }
 
-    async fn copy_page(&self, place: Place<'_>, states: &[StateRow]) -> Result<()> {
+    async fn copy_page(&self, place: Place<'_>, states: &[StateRow], origins: &Origins) -> Result<()> {
         loop {
             let mut change = Change::default();
             for state in states {
                 let key = (state.tenant.clone(), state.id.clone());
-                let entity = Entity::of_state(state);
+                let entity = Entity::of_state(state, origin_of(origins.get(&key).copied(), &state.id)?);
                 change.rows.push((key.clone(), Vec::new(), self.rows_of(&entity)?));
                 change.entities.push((key, entity));
             }
@@ -448,9 +454,10 @@ impl Store {
         ));
         let states = journal.fetch_all(select.rows(rows())).await?;
         let states = self.open_state_rows(states).await?;
+        let origins = origins(journal, &states).await?;
 
         let select = run.slot.sql(
-            "SELECT r.tenant, r.id, m.version, m.position, m.document, p.position FROM {rows} \
+            "SELECT r.tenant, r.id, m.version, m.position, m.document, p.position, m.origin FROM {rows} \
              LEFT JOIN model.resource_@ m ON m.tenant = r.tenant AND m.id = r.id \
              LEFT JOIN model.parked_@ p ON p.tenant = r.tenant AND p.id = r.id",
         );
@@ -479,9 +486,13 @@ impl Store {
                 // Parked, or repaired since the snapshot.
                 continue;
             }
-            let entity = Entity::of_state(state);
+            let origin = origins.get(&(state.tenant.clone(), state.id.clone())).copied();
+            let entity = Entity::of_state(state, origin_of(origin, &state.id)?);
             if row.opt_int(2)? != Some(entity.version) {
                 return differs("version");
+            }
+            if row.opt_int(6)? != Some(entity.origin) {
+                return differs("origin");
             }
             let document = row.opt_text(4)?.map(|text| serde_json::from_str::<Value>(&text)).transpose();
             let document =
@@ -509,6 +520,21 @@ async fn counter(tx: &mut Tx) -> Result<(Position, i64)> {
     let row = tx.fetch_optional(select).await?;
     let row = row.ok_or_else(|| StoreError::corrupt("the counter row", "it is missing"))?;
     Ok((row.int(0)?, row.int(1)?))
+}
+
+/// Where the journal has the beginning of these entities, as the transaction sees it.
+async fn origins(journal: &mut Tx, states: &[StateRow]) -> Result<Origins> {
+    let mut rows = Rows::new(&[("tenant", Col::Text), ("id", Col::Text)]);
+    for state in states {
+        rows.push(vec![(&state.tenant).into(), (&state.id).into()]);
+    }
+    if rows.is_empty() {
+        return Ok(Origins::new());
+    }
+    let found = journal.fetch_all(sql(ORIGINS).rows(rows)).await?;
+    let entry =
+        |row: &Row| Ok(((tenant_id(&row.text(0)?)?, ResourceId::from_text(&row.text(1)?)), row.int(2)?));
+    found.iter().map(entry).collect()
 }
 
 async fn one_count(tx: &mut Tx, select: crate::backend::Sql) -> Result<i64> {

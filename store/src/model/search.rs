@@ -1,5 +1,6 @@
-//! Queries: a filter, answered behind the barrier, in pages by index.
+//! Queries: a filter and an order, answered behind the barrier, page by page.
 
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,9 +9,11 @@ use annals_domain::ids::{ResourceId, TenantId, Version};
 use annals_domain::scim::filter::Bound;
 use annals_domain::scim::resource::Document;
 use annals_domain::scim::schema::ResourceType;
+use annals_domain::scim::sort::{Place, Sort, SortKey};
 
 use super::barrier::Snapshot;
 use super::filter_sql::{Translator, keys};
+use super::page::{At, Cut, FEW_MAX, Pager, Placed};
 use crate::Store;
 use crate::backend::Row;
 use crate::error::{Result, StoreError};
@@ -27,8 +30,14 @@ pub struct Search {
     pub resource_types: Vec<Arc<ResourceType>>,
     /// Which of them; none = all.
     pub filter: Option<Bound>,
+    /// In which order; none = that of creation. A sort has a key for each of the resource types.
+    pub sort: Option<Sort>,
     /// Number of the first one wanted, from 1.
     pub start_index: usize,
+    /// Only what comes after this place of the list, whatever `start_index` says.
+    pub after: Option<Place>,
+    /// How many resources matched when the list was begun, so that they need not be counted again.
+    pub total: Option<i64>,
     /// Most resources wanted; 0 = only the total.
     pub count: usize,
     /// How long to wait for the read model.
@@ -38,10 +47,12 @@ pub struct Search {
 /// A page of a query's answer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SearchPage {
-    /// How many resources match, on all pages.
+    /// How many resources match, on all pages; that of the query if it knows.
     pub total: i64,
-    /// Those of this page, in the order of their ids, which is that of their creation.
+    /// Those of this page, in order.
     pub found: Vec<Found>,
+    /// The place of the last one, if others come after it.
+    pub next: Option<Place>,
 }
 
 /// A resource as the read model has it.
@@ -73,46 +84,109 @@ impl Store {
         self.search_in(snapshot, search).await
     }
 
+    /// How the database would answer a query: its plans, a line each. For tests and for whoever wonders
+    /// about a slow one.
+    pub async fn explain_search(&self, search: &Search) -> Result<Vec<String>> {
+        let Snapshot { mut tx, slot } = self.model_snapshot(&search.tenant, search.timeout).await?;
+        let filter = search.filter.as_ref().unwrap_or(&Bound::True);
+        let paths = self.paths(&mut tx, &keys_of(search)).await?;
+        let filter =
+            Translator::new(&search.tenant, &paths, self.registry(), &search.resource_types).simplify(filter);
+        let pager = Pager { search, registry: self.registry(), paths: &paths, slot, filter: &filter };
+        let limit = search.count.clamp(1, SEARCH_COUNT_MAX) + 1;
+        let cut = Cut { after: search.after.as_ref(), skip: search.start_index.saturating_sub(1), limit };
+        let mut lines = Vec::new();
+        for statement in pager.statements(cut)? {
+            let column = if self.is_postgres() { 0 } else { 3 };
+            let explain = if self.is_postgres() { "EXPLAIN " } else { "EXPLAIN QUERY PLAN " };
+            for row in tx.fetch_all(statement.prefixed(explain)).await? {
+                lines.push(row.text(column)?);
+            }
+            lines.push(String::new());
+        }
+        tx.rollback().await?;
+        Ok(lines)
+    }
+
     async fn search_in(&self, snapshot: Snapshot, search: &Search) -> Result<SearchPage> {
         let Snapshot { mut tx, slot } = snapshot;
         let types = &search.resource_types;
         let filter = search.filter.as_ref().unwrap_or(&Bound::True);
-        let paths = self.paths(&mut tx, &keys(filter, types)).await?;
-        let mut translator = Translator::new(&search.tenant, &paths, self.registry(), types);
-        let condition = translator.condition(filter)?;
-        let wanted: Vec<String> = types.iter().map(|rt| translator.arg(&rt.name)).collect();
-        let of_type = match wanted.as_slice() {
-            [] => return Ok(SearchPage { total: 0, found: Vec::new() }),
-            [one] => format!("r.resource_type = {one}"),
-            many => format!("r.resource_type IN ({})", many.join(", ")),
-        };
-        let matching = format!(
-            "FROM model.resource_@ r WHERE r.tenant = $1 AND r.deleted = 0 AND {of_type} AND {condition}"
-        );
-        let count = translator.sql(slot, &format!("SELECT COUNT(*) {matching}"));
-
-        let offset = search.start_index.saturating_sub(1);
-        let limit = search.count.min(SEARCH_COUNT_MAX);
-        let mut found = Vec::new();
-        if limit > 0 {
-            let (limit, offset) = (translator.arg(limit), translator.arg(offset));
-            let page = format!(
-                "SELECT r.id, r.resource_type, r.version, r.created, r.modified, r.document {matching} \
-                 ORDER BY r.id LIMIT {limit} OFFSET {offset}"
-            );
-            let rows = tx.fetch_all(translator.sql(slot, &page)).await?;
-            found = rows.iter().map(read).collect::<Result<Vec<_>>>()?;
+        let paths = self.paths(&mut tx, &keys_of(search)).await?;
+        let filter = Translator::new(&search.tenant, &paths, self.registry(), types).simplify(filter);
+        if types.is_empty() || filter == Bound::False {
+            return Ok(SearchPage { total: 0, found: Vec::new(), next: None });
         }
-        // A page that is not full, and not past the end, ends the list: no need to count.
-        let is_last = found.len() < limit && (offset == 0 || !found.is_empty());
-        let total = if is_last {
-            i64::try_from(offset.saturating_add(found.len())).unwrap_or(i64::MAX)
+        let pager = Pager { search, registry: self.registry(), paths: &paths, slot, filter: &filter };
+
+        let limit = search.count.min(SEARCH_COUNT_MAX);
+        let skip = if search.after.is_some() { 0 } else { search.start_index.saturating_sub(1) };
+        let many = search.total.is_some_and(|total| total > FEW_MAX as i64);
+        let few = if many { None } else { pager.few(&mut tx).await? };
+        let (mut page, mut total) = match few {
+            Some(all) => {
+                let total = all.len() as i64;
+                let descending = search.sort.as_ref().is_some_and(|sort| sort.descending);
+                let beyond = |placed: &Placed| match &search.after {
+                    Some(after) => placed.place.compare(after, descending).is_gt(),
+                    None => true,
+                };
+                let page = all.into_iter().filter(beyond).skip(skip).take(limit + 1);
+                (page.collect::<Vec<_>>(), Some(total))
+            }
+            None if limit == 0 => (Vec::new(), None),
+            None => {
+                let cut = Cut { after: search.after.as_ref(), skip, limit: limit + 1 };
+                (pager.walk(&mut tx, cut).await?, None)
+            }
+        };
+        if limit > 0 && total.is_none() && search.after.is_none() && page.len() <= limit {
+            // A page that is not full, and not past the end, ends the list: no need to count.
+            if skip == 0 || !page.is_empty() {
+                total = Some(i64::try_from(skip.saturating_add(page.len())).unwrap_or(i64::MAX));
+            }
+        }
+        let total = match search.total.or(total) {
+            Some(total) => total,
+            None => tx.fetch_optional(pager.count()?).await?.map_or(Ok(0), |row| row.int(0))?,
+        };
+        let next = if limit > 0 && page.len() > limit {
+            page.truncate(limit);
+            page.last().map(|placed| placed.place.clone())
         } else {
-            tx.fetch_optional(count).await?.map_or(Ok(0), |row| row.int(0))?
+            page.truncate(limit);
+            None
+        };
+        let found = match pager.rows_sql(&page) {
+            None => Vec::new(),
+            Some((by_origin, select)) => {
+                let mut rows = HashMap::new();
+                for row in tx.fetch_all(select).await? {
+                    let found = read(&row)?;
+                    let at = if by_origin {
+                        At::Origin { resource_type: found.resource_type.clone(), origin: row.int(6)? }
+                    } else {
+                        At::Id(found.id.clone())
+                    };
+                    rows.insert(at, found);
+                }
+                page.iter().filter_map(|placed| rows.remove(&placed.at)).collect()
+            }
         };
         tx.rollback().await?;
-        Ok(SearchPage { total, found })
+        Ok(SearchPage { total, found, next })
     }
+}
+
+/// The keys whose numbers filter and order need.
+fn keys_of(search: &Search) -> BTreeSet<String> {
+    let mut found = keys(search.filter.as_ref().unwrap_or(&Bound::True), &search.resource_types);
+    for key in search.sort.iter().flat_map(|sort| sort.keys.iter().flatten()) {
+        if let SortKey::Value { key, .. } = key {
+            found.insert(key.clone());
+        }
+    }
+    found
 }
 
 fn read(row: &Row) -> Result<Found> {

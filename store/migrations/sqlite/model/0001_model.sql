@@ -38,6 +38,7 @@ CREATE TABLE resource_a (
     resource_type   TEXT NOT NULL,
     version         INTEGER NOT NULL,
     position        INTEGER NOT NULL,              -- of the last event folded in
+    origin          INTEGER NOT NULL,              -- of the event that created it: the order of lists
     created         INTEGER NOT NULL,
     modified        INTEGER NOT NULL,
     deleted         INTEGER NOT NULL CHECK (deleted IN (0, 1)),
@@ -46,13 +47,14 @@ CREATE TABLE resource_a (
     PRIMARY KEY (tenant, id),
     CHECK ((document IS NULL) = (deleted = 1))
 ) STRICT;
-CREATE INDEX resource_a_type ON resource_a (tenant, resource_type, id) WHERE deleted = 0;
+CREATE INDEX resource_a_type ON resource_a (tenant, resource_type, origin) WHERE deleted = 0;
+CREATE INDEX resource_a_modified ON resource_a (tenant, resource_type, modified, id) WHERE deleted = 0;
 
 CREATE TABLE attribute_a (
     tenant      TEXT NOT NULL,
     id          TEXT NOT NULL,
     path        INTEGER NOT NULL,
-    element     INTEGER NOT NULL,
+    element     INTEGER NOT NULL,                  -- of a list: the primary one is 0, else the first
     ordinal     INTEGER NOT NULL,                  -- values of one path in one element
     value       TEXT NOT NULL CHECK (length(value) <= 256),
     rest        TEXT CHECK (rest IS NULL OR length(value) = 256),   -- what follows the first 256 characters
@@ -84,6 +86,7 @@ CREATE TABLE resource_b (
     resource_type   TEXT NOT NULL,
     version         INTEGER NOT NULL,
     position        INTEGER NOT NULL,              -- of the last event folded in
+    origin          INTEGER NOT NULL,              -- of the event that created it: the order of lists
     created         INTEGER NOT NULL,
     modified        INTEGER NOT NULL,
     deleted         INTEGER NOT NULL CHECK (deleted IN (0, 1)),
@@ -92,13 +95,14 @@ CREATE TABLE resource_b (
     PRIMARY KEY (tenant, id),
     CHECK ((document IS NULL) = (deleted = 1))
 ) STRICT;
-CREATE INDEX resource_b_type ON resource_b (tenant, resource_type, id) WHERE deleted = 0;
+CREATE INDEX resource_b_type ON resource_b (tenant, resource_type, origin) WHERE deleted = 0;
+CREATE INDEX resource_b_modified ON resource_b (tenant, resource_type, modified, id) WHERE deleted = 0;
 
 CREATE TABLE attribute_b (
     tenant      TEXT NOT NULL,
     id          TEXT NOT NULL,
     path        INTEGER NOT NULL,
-    element     INTEGER NOT NULL,
+    element     INTEGER NOT NULL,                  -- of a list: the primary one is 0, else the first
     ordinal     INTEGER NOT NULL,                  -- values of one path in one element
     value       TEXT NOT NULL CHECK (length(value) <= 256),
     rest        TEXT CHECK (rest IS NULL OR length(value) = 256),   -- what follows the first 256 characters
