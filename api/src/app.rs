@@ -4,10 +4,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use annals_domain::ids::TenantId;
 use annals_store::Store;
 use tokio::sync::Semaphore;
 
-use crate::auth::Rates;
+use crate::rates::Buckets;
+use crate::verify::Attempts;
+
+/// Tokens whose rate is remembered at once.
+const RATES_MAX: u64 = 10_000;
 
 /// Bounds and switches of the HTTP surface.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,6 +48,12 @@ pub struct ApiOptions {
     pub discovery_public: bool,
     /// Requests a second that one token may make; 0 = no limit (SE-013).
     pub token_requests_per_second_max: u32,
+    /// Passwords a second that one token may check; 0 = no limit.
+    pub password_checks_per_second_max: u32,
+    /// Wrong passwords for one account within [`Self::password_failures_window`]; 0 = no limit.
+    pub password_failures_max: u32,
+    /// The time after which an account's wrong passwords are forgotten.
+    pub password_failures_window: Duration,
 }
 
 impl Default for ApiOptions {
@@ -63,6 +74,9 @@ impl Default for ApiOptions {
             cursor_lifetime: Duration::from_secs(3_600),
             discovery_public: true,
             token_requests_per_second_max: 0,
+            password_checks_per_second_max: 20,
+            password_failures_max: 10,
+            password_failures_window: Duration::from_secs(300),
         }
     }
 }
@@ -105,15 +119,19 @@ pub struct App {
     pub readiness: Readiness,
     pub(crate) metrics: Option<RenderMetrics>,
     pub(crate) slots: Arc<Semaphore>,
-    pub(crate) rates: Arc<Rates>,
+    /// Requests by tenant and token. Touched by valid tokens only, so nobody can empty another's (SE-010).
+    pub(crate) rates: Arc<Buckets<(TenantId, String)>>,
+    pub(crate) attempts: Arc<Attempts>,
 }
 
 impl App {
     /// An application without `/metrics`.
     pub fn new(store: Store, options: ApiOptions, readiness: Readiness) -> App {
         let slots = Arc::new(Semaphore::new(options.requests_in_flight_max.min(Semaphore::MAX_PERMITS)));
-        let rates = Arc::new(Rates::new(options.token_requests_per_second_max));
-        App { store, options: Arc::new(options), readiness, metrics: None, slots, rates }
+        let second = Duration::from_secs(1);
+        let rates = Arc::new(Buckets::new(options.token_requests_per_second_max, second, RATES_MAX));
+        let attempts = Arc::new(Attempts::new(&options));
+        App { store, options: Arc::new(options), readiness, metrics: None, slots, rates, attempts }
     }
 
     /// The same, answering `/metrics` with what `render` returns.

@@ -5,9 +5,8 @@
 
 use std::collections::BTreeSet;
 use std::ops::Deref;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
-use annals_domain::clock::Timestamp;
 use annals_domain::event::{Actor, Cause};
 use annals_domain::ids::{ResourceId, TenantId};
 use annals_domain::scim::dialect::{Client, Dialect, Profile, Quirk};
@@ -125,6 +124,10 @@ caller_with! {
     /// A client that may change.
     Writer, Scope::Write
 }
+caller_with! {
+    /// An application that may check passwords.
+    Verifier, Scope::Verify
+}
 
 /// Anybody, or a client with a valid token: an invalid one is refused even where none is needed (DI-004).
 pub(crate) struct Visitor {
@@ -150,7 +153,7 @@ impl FromRequestParts<App> for Visitor {
 }
 
 /// The client of a request; `None` if it shows no credentials at all.
-async fn authenticate(parts: &mut Parts, app: &App) -> Result<Option<Caller>> {
+pub(crate) async fn authenticate(parts: &mut Parts, app: &App) -> Result<Option<Caller>> {
     let query = Query::of(parts);
     if query.has("access_token") {
         // RFC 6750 §2.3 allows it, but URIs end up in logs (SE-005).
@@ -184,7 +187,12 @@ async fn authenticate(parts: &mut Parts, app: &App) -> Result<Option<Caller>> {
         return Err(ApiError::not_found("no such path; upper and lower case differ"));
     }
     if first {
-        app.rates.take(&principal, app.store.now())?;
+        let key = (principal.tenant.clone(), principal.token_id.clone());
+        app.rates.take(key, app.store.now()).map_err(|retry_after_s| ApiError::Later {
+            status: StatusCode::TOO_MANY_REQUESTS,
+            retry_after_s,
+            detail: "this token makes too many requests",
+        })?;
     }
     let base = base_of(parts, &app.options).await?;
     Ok(Some(Caller { principal, base, context }))
@@ -275,51 +283,5 @@ fn insufficient(scope: Scope) -> AuthError {
         error: Some("insufficient_scope"),
         detail: "the token is valid but may not do this",
         scope: Some(scope.as_str()),
-    }
-}
-
-/// Tokens whose rate is remembered at once.
-const RATES_MAX: u64 = 10_000;
-
-/// How many requests each token may still make: a bucket per token that fills with time. A bucket is
-/// touched by valid tokens only, so nobody can empty another's (SE-010).
-pub(crate) struct Rates {
-    per_second: u32,
-    buckets: moka::sync::Cache<(TenantId, String), Arc<Mutex<Bucket>>>,
-}
-
-struct Bucket {
-    /// Thousandths of a request.
-    milli: i64,
-    filled: Timestamp,
-}
-
-impl Rates {
-    /// `per_second` 0 = no limit.
-    pub(crate) fn new(per_second: u32) -> Rates {
-        Rates { per_second, buckets: moka::sync::Cache::new(RATES_MAX) }
-    }
-
-    /// Takes one request out of the token's bucket; it holds those of one second.
-    fn take(&self, principal: &Principal, now: Timestamp) -> Result<()> {
-        if self.per_second == 0 {
-            return Ok(());
-        }
-        let full = i64::from(self.per_second) * 1000;
-        let key = (principal.tenant.clone(), principal.token_id.clone());
-        let bucket = self.buckets.get_with(key, || Arc::new(Mutex::new(Bucket { milli: full, filled: now })));
-        let mut bucket = bucket.lock().unwrap_or_else(PoisonError::into_inner);
-        let elapsed_ms = now.0.saturating_sub(bucket.filled.0).clamp(0, 1000);
-        bucket.milli = (bucket.milli + elapsed_ms * i64::from(self.per_second)).min(full);
-        bucket.filled = now;
-        if bucket.milli < 1000 {
-            return Err(ApiError::Later {
-                status: StatusCode::TOO_MANY_REQUESTS,
-                retry_after_s: 1,
-                detail: "this token makes too many requests",
-            });
-        }
-        bucket.milli -= 1000;
-        Ok(())
     }
 }

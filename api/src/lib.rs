@@ -13,9 +13,12 @@ mod extract;
 mod health;
 mod json;
 mod layers;
+mod me;
+mod rates;
 mod resources;
 mod respond;
 mod search;
+mod verify;
 
 use std::convert::Infallible;
 
@@ -39,8 +42,7 @@ type Route = (&'static str, &'static [&'static str], MethodRouter<App>);
 
 /// Every route below `/scim/v2` and `/t/{tenant}/scim/v2`.
 fn scim_table() -> Vec<Route> {
-    let me = get(not_implemented).post(not_implemented).put(not_implemented);
-    let me = me.patch(not_implemented).delete(not_implemented);
+    let me = get(me::get).put(me::replace).patch(me::patch).delete(me::delete).post(not_implemented);
     let one = get(resources::get).put(resources::replace).patch(resources::patch).delete(resources::delete);
     vec![
         ("/", &["GET"], get(search::get_root)),
@@ -86,7 +88,10 @@ pub fn router(app: App) -> Router {
         .into_iter()
         .fold(Router::new(), |router, (path, _, handlers)| router.route(path, handlers));
     let scim = scim.layer(from_fn_with_state(app.clone(), layers::admit));
+    let auth = Router::new().route("/auth/v1/verify-password", post(verify::verify_password));
+    let auth = auth.layer(from_fn_with_state(app.clone(), layers::admit));
     let routes = health_routes()
+        .merge(auth)
         .nest("/scim/v2", scim.clone())
         .nest("/t/{tenant}/scim/v2", scim)
         .route("/scim/{*rest}", any(other_version))
@@ -119,7 +124,7 @@ fn plain(path: &str) -> bool {
     !path.is_empty() && !path.contains(['/', '{', '.'])
 }
 
-/// `/Bulk` and `/Me`: known to the RFC, not to us (EP-003, ME-001).
+/// `/Bulk`, and POST on `/Me` (ME-003): known to the RFC, not to us (EP-003, ME-001).
 async fn not_implemented(visitor: Visitor) -> ApiError {
     if visitor.caller.is_none() {
         return auth::no_credentials();

@@ -117,6 +117,14 @@ pub enum Scope {
     /// Read the event feed.
     #[serde(rename = "scim.events")]
     Events,
+    /// Check users' passwords, and nothing else.
+    #[serde(rename = "scim.verify")]
+    Verify,
+}
+
+impl Scope {
+    /// Every scope there is.
+    pub const ALL: [Scope; 5] = [Scope::Read, Scope::Write, Scope::Admin, Scope::Events, Scope::Verify];
 }
 
 impl Scope {
@@ -127,12 +135,13 @@ impl Scope {
             Scope::Write => "scim.write",
             Scope::Admin => "scim.admin",
             Scope::Events => "scim.events",
+            Scope::Verify => "scim.verify",
         }
     }
 
     /// The scope of a name.
     pub fn parse(name: &str) -> Option<Scope> {
-        [Scope::Read, Scope::Write, Scope::Admin, Scope::Events].into_iter().find(|s| s.as_str() == name)
+        Scope::ALL.into_iter().find(|s| s.as_str() == name)
     }
 }
 
@@ -148,6 +157,9 @@ pub struct Token {
     pub scopes: Vec<Scope>,
     /// When it ends; none = long-lived.
     pub expires: Option<Timestamp>,
+    /// The user it stands for at `/Me`, by id or `userName`; none = a machine (ME-003).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subject: Option<String>,
 }
 
 /// How a downstream application is fed.

@@ -17,12 +17,9 @@ use annals_domain::scim::schema::ResourceType;
 use annals_domain::tenant::TenantSettings;
 use annals_domain::upcast::SCHEMA_VERSION;
 use annals_domain::view::{Lookup, LookupKind, LookupSettings, lookups, references};
-use argon2::password_hash::{PasswordHasher, SaltString};
 use cqrs_es::Aggregate;
 use cqrs_es::event_sink::EventSink;
-use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
-use tokio::sync::Semaphore;
 use uuid::Uuid;
 
 use crate::Store;
@@ -35,10 +32,7 @@ use crate::journal::{
     SecretWrite, StateWrite, StreamWrite, lookup_kind,
 };
 use crate::keys::SubjectKey;
-
-/// Most passwords hashed at once; argon2id wants 19 MiB each.
-const PASSWORD_HASHES_MAX: usize = 4;
-static PASSWORD_HASHING: Semaphore = Semaphore::const_new(PASSWORD_HASHES_MAX);
+use crate::password::PASSWORD;
 
 /// What `If-Match` demands.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -401,25 +395,6 @@ impl Store {
         Ok(vec![SecretWrite { id: request.id.clone(), name: PASSWORD, key_id, sealed }])
     }
 
-    async fn hash_password(&self, password: SecretString) -> Result<String> {
-        let _permit = PASSWORD_HASHING
-            .acquire()
-            .await
-            .map_err(|_| StoreError::Busy { what: "password hashing has ended", retry_after_s: 1 })?;
-        let mut salt = [0u8; 16];
-        self.entropy().fill(&mut salt);
-        tokio::task::spawn_blocking(move || {
-            let fail = |e: argon2::password_hash::Error| StoreError::corrupt("a password", e);
-            let salt = SaltString::encode_b64(&salt).map_err(fail)?;
-            let hash = argon2::Argon2::default()
-                .hash_password(password.expose_secret().as_bytes(), &salt)
-                .map_err(fail)?;
-            Ok(hash.to_string())
-        })
-        .await
-        .map_err(|e| StoreError::corrupt("a password", e))?
-    }
-
     fn commit_id(&self, request: &Request) -> Uuid {
         match &request.idempotency {
             Some(idempotency) => keyed_commit_id(request, &idempotency.key),
@@ -453,8 +428,6 @@ impl Store {
         state.ok_or_else(|| StoreError::corrupt("a commit's receipt", "it names no entity"))
     }
 }
-
-const PASSWORD: &str = "password";
 
 /// An aggregate that takes SCIM commands; all kinds of [`Resource`] do.
 trait CommandTarget: Aggregate<Command = Command, Event = Event, Error = ScimError, Services = Services> {

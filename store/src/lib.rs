@@ -16,6 +16,7 @@ pub mod tenants;
 mod bus_epoch;
 mod execute;
 mod pace;
+mod password;
 mod reactivate;
 mod wake;
 
@@ -32,6 +33,7 @@ pub use execute::{Executed, Idempotency, IfMatch, Request};
 pub use journal::read::{Content, GroupRow, Head, MemberRow, StateRow, StoredEvent};
 pub use journal::verify::{Finding, Verification};
 pub use keys::RootKey;
+pub use password::Account;
 
 use backend::Backend;
 use journal::writer::Writer;

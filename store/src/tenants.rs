@@ -85,6 +85,8 @@ pub struct Principal {
     pub token_id: String,
     /// When it ends.
     pub expires: Option<Timestamp>,
+    /// The user it stands for at `/Me`, by id or `userName`.
+    pub subject: Option<String>,
 }
 
 /// What a presented token comes to.
@@ -200,6 +202,20 @@ impl Store {
         expires: Option<Timestamp>,
         actor: Actor,
     ) -> Result<IssuedToken> {
+        self.issue_token_for(tenant, connection, scopes, expires, None, actor).await
+    }
+
+    /// The same for a user, by id or `userName`: `/Me` is that user. Whether there is one is found out when
+    /// `/Me` is asked.
+    pub async fn issue_token_for(
+        &self,
+        tenant: &TenantId,
+        connection: &ConnectionId,
+        scopes: Vec<Scope>,
+        expires: Option<Timestamp>,
+        subject: Option<String>,
+        actor: Actor,
+    ) -> Result<IssuedToken> {
         if self.entity::<Connection>(tenant, connection.as_str()).await?.is_none() {
             return Err(refused(format!("connection {connection} does not exist")));
         }
@@ -207,7 +223,7 @@ impl Store {
         self.entropy().fill(&mut random);
         let id = hex::encode(&random[..6]);
         let secret = SecretString::from(token_text(&id, &hex::encode(&random[6..])));
-        let token = Token { id: id.clone(), connection: connection.clone(), scopes, expires };
+        let token = Token { id: id.clone(), connection: connection.clone(), scopes, expires, subject };
         let names: Vec<&str> = token.scopes.iter().map(|s| s.as_str()).collect();
         let mut change = Change::of("issue");
         change.tokens.push(TokenWrite::Add {
@@ -277,12 +293,15 @@ impl Store {
             return Ok(None);
         };
         let prefix = format!("{}.", Token::TYPE.to_lowercase());
+        let token_id = row.text(2)?.trim_start_matches(&prefix).to_owned();
+        let Some((_, token)) = self.entity::<Token>(&tenant, &token_id).await? else { return Ok(None) };
         Ok(Some(Principal {
             settings: known.settings.clone(),
             tenant,
             connection,
             scopes: row.text(4)?.split(' ').filter_map(Scope::parse).collect(),
-            token_id: row.text(2)?.trim_start_matches(&prefix).to_owned(),
+            token_id,
+            subject: token.subject,
             expires: row.opt_int(5)?.map(Timestamp),
         }))
     }

@@ -62,6 +62,9 @@ pub(crate) enum Command {
         /// Days until it ends; default: it does not end.
         #[arg(long)]
         days: Option<u32>,
+        /// The user it stands for at /Me, by id or userName; default: it is a machine's.
+        #[arg(long)]
+        subject: Option<String>,
     },
     /// Lists a tenant's tokens, without their secrets.
     TokenList {
@@ -128,6 +131,8 @@ pub(crate) enum ScopeArg {
     Admin,
     /// Read the event feed.
     Events,
+    /// Check users' passwords.
+    Verify,
 }
 
 impl From<ScopeArg> for Scope {
@@ -137,6 +142,7 @@ impl From<ScopeArg> for Scope {
             ScopeArg::Write => Scope::Write,
             ScopeArg::Admin => Scope::Admin,
             ScopeArg::Events => Scope::Events,
+            ScopeArg::Verify => Scope::Verify,
         }
     }
 }
@@ -169,13 +175,14 @@ pub(crate) async fn run(config: &Config, command: Command) -> anyhow::Result<()>
                 println!("{}\t{}", connection.id, described(&connection.client));
             }
         }
-        Command::TokenIssue { tenant, connection, scope, days } => {
+        Command::TokenIssue { tenant, connection, scope, days, subject } => {
             let expires = days.map(|days| store.now().plus_ms(i64::from(days) * DAY_MS));
             let scopes = match scope.is_empty() {
                 true => vec![Scope::Read, Scope::Write],
                 false => scope.into_iter().map(Scope::from).collect(),
             };
-            let issued = store.issue_token(&tenant, &connection, scopes, expires, operator()).await?;
+            let issued =
+                store.issue_token_for(&tenant, &connection, scopes, expires, subject, operator()).await?;
             // The token alone on standard output, so that a script can take it.
             eprintln!("Token {} for {tenant}/{connection}. It is shown this once:", issued.id);
             println!("{}", issued.secret.expose_secret());
@@ -194,7 +201,8 @@ async fn list_tokens(store: &Store, tenant: &TenantId) -> anyhow::Result<()> {
     for token in store.tokens(tenant).await? {
         let scopes: Vec<&str> = token.scopes.iter().map(|s| s.as_str()).collect();
         let ends = token.expires.map_or("never ends".to_owned(), |at: Timestamp| format!("ends {at}"));
-        println!("{}\t{}\t{}\t{ends}", token.id, token.connection, scopes.join(" "));
+        let of = token.subject.map(|subject| format!("\t{subject}")).unwrap_or_default();
+        println!("{}\t{}\t{}\t{ends}{of}", token.id, token.connection, scopes.join(" "));
     }
     Ok(())
 }
