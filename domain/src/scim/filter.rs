@@ -172,10 +172,23 @@ pub enum Literal {
         text: String,
         /// Whether it stood in single quotes.
         quoted: bool,
-        /// Where, counted in characters from 1.
-        position: usize,
+        /// Where it stands.
+        place: Place,
     },
 }
+
+/// Where something stands in a filter, counted in characters from 1. For errors only: it is no part of what
+/// the filter means, so all places are equal.
+#[derive(Clone, Copy, Debug)]
+pub struct Place(pub usize);
+
+impl PartialEq for Place {
+    fn eq(&self, _: &Place) -> bool {
+        true
+    }
+}
+
+impl Eq for Place {}
 
 impl fmt::Display for Literal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

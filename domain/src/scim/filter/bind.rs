@@ -279,14 +279,14 @@ impl<'a> Binder<'a, '_> {
 
     /// The literal in JSON's spelling (FI-022, FI-024).
     fn plain(&mut self, literal: &Literal) -> Result<Literal, ScimError> {
-        if let Literal::Loose { text, position, .. } = literal {
+        if let Literal::Loose { text, place, .. } = literal {
             if self.dialect.allow(Quirk::LenientFilterLiterals) {
                 return Ok(Literal::String(text.clone()));
             }
             let shown: String = literal.to_string().chars().take(40).collect();
             return Err(ScimError::invalid_filter(format!(
-                "filter at position {position}: expected a JSON string, number, true, false or null, \
-                 found {shown:?}"
+                "filter at position {}: expected a JSON string, number, true, false or null, found {shown:?}",
+                place.0
             )));
         }
         let Literal::Word(word) = literal else { return Ok(literal.clone()) };

@@ -2,7 +2,7 @@
 
 use serde_json::Number;
 
-use super::{Budget, CompareOp, Filter, Literal};
+use super::{Budget, CompareOp, Filter, Literal, Place};
 use crate::scim::error::ScimError;
 
 /// Reads a filter. Errors name the position, counted in characters from 1, and what stands there.
@@ -164,7 +164,7 @@ impl<'a> Parser<'a> {
 
     /// Text in single quotes or in none. Whether it may stand there is the dialect's to say (FI-022).
     fn loose(&mut self) -> Option<Literal> {
-        let position = self.position();
+        let place = Place(self.position());
         let quoted = self.take('\'');
         let text = match quoted {
             true => {
@@ -175,7 +175,7 @@ impl<'a> Parser<'a> {
             false => self.word(),
         };
         let there = quoted || text.starts_with(|c: char| c.is_alphanumeric());
-        there.then(|| Literal::Loose { text: text.to_owned(), quoted, position })
+        there.then(|| Literal::Loose { text: text.to_owned(), quoted, place })
     }
 
     fn position(&self) -> usize {
