@@ -77,6 +77,10 @@ pub(crate) struct HttpConfig {
     pub health_listen: String,
     /// Most requests in work at once; more get 503.
     pub requests_max: usize,
+    /// Most operations of one bulk request; 0 = no bulk requests.
+    pub bulk_operations_max: usize,
+    /// Largest body of a bulk request, in bytes.
+    pub bulk_body_bytes_max: usize,
 }
 
 impl Default for HttpConfig {
@@ -87,6 +91,8 @@ impl Default for HttpConfig {
             trust_forwarded: false,
             health_listen: String::new(),
             requests_max: 1_024,
+            bulk_operations_max: 1_000,
+            bulk_body_bytes_max: 4 * 1024 * 1024,
         }
     }
 }

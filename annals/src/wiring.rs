@@ -89,6 +89,8 @@ pub(crate) fn api_options(config: &Config) -> ApiOptions {
         base_url: (!base_url.is_empty()).then(|| base_url.to_owned()),
         trust_forwarded: config.http.trust_forwarded,
         requests_in_flight_max: config.http.requests_max,
+        bulk_operations_max: config.http.bulk_operations_max,
+        bulk_body_bytes_max: config.http.bulk_body_bytes_max,
         ..ApiOptions::default()
     }
 }

@@ -28,6 +28,11 @@ pub struct ApiOptions {
     pub body_bytes_max: usize,
     /// Largest body of PUT and PATCH on a resource type with members, in bytes (SE-013).
     pub group_body_bytes_max: usize,
+    /// Most operations of a bulk request: `bulk.maxOperations`. 0 = no bulk requests (BU-005, BU-011).
+    pub bulk_operations_max: usize,
+    /// Largest body of a bulk request, in bytes: `bulk.maxPayloadSize`. A thousand users as directories send
+    /// them are about 1 MiB.
+    pub bulk_body_bytes_max: usize,
     /// Deepest nesting of objects and arrays in a body, at most 127. The resources of RFC 7643 need 4.
     pub json_depth_max: usize,
     /// Requests served at once; more are answered 503 at once, without a queue.
@@ -64,6 +69,8 @@ impl Default for ApiOptions {
             https: false,
             body_bytes_max: 1024 * 1024,
             group_body_bytes_max: 10 * 1024 * 1024,
+            bulk_operations_max: 1_000,
+            bulk_body_bytes_max: 4 * 1024 * 1024,
             json_depth_max: 64,
             requests_in_flight_max: 1_024,
             body_timeout: Duration::from_secs(30),

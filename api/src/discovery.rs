@@ -40,7 +40,11 @@ pub(crate) async fn config(
     let body = json!({
         "schemas": ["urn:ietf:params:scim:schemas:core:2.0:ServiceProviderConfig"],
         "patch": { "supported": true },
-        "bulk": { "supported": false, "maxOperations": 0, "maxPayloadSize": 0 },
+        "bulk": {
+            "supported": options.bulk_operations_max > 0,
+            "maxOperations": options.bulk_operations_max,
+            "maxPayloadSize": options.bulk_body_bytes_max,
+        },
         "filter": { "supported": true, "maxResults": options.page_resources_max },
         "changePassword": { "supported": true },
         "sort": { "supported": true },

@@ -133,27 +133,41 @@ impl AuthError {
 }
 
 fn store_error(error: StoreError) -> Response {
+    let (error, retry_after_s) = told(error);
+    let mut response = respond(&error);
+    if let Some(seconds) = retry_after_s {
+        // Integer seconds: Okta cannot read dates (OK-005).
+        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    response
+}
+
+/// What the client is told of a failure of storage, and after how many seconds it may come back. The rest
+/// goes to the log.
+pub(crate) fn told(error: StoreError) -> (ScimError, Option<u64>) {
+    let later = |retry_after_s: u64, detail: &str| {
+        (scim(StatusCode::SERVICE_UNAVAILABLE, &later_detail(retry_after_s, detail)), Some(retry_after_s))
+    };
     match error {
-        StoreError::Refused(error) => respond(&error),
-        StoreError::NoTenant(_) => respond(&ScimError::not_found("no such tenant")),
+        StoreError::Refused(error) => (error, None),
+        StoreError::NoTenant(_) => (ScimError::not_found("no such tenant"), None),
         StoreError::Busy { what, retry_after_s } => {
             tracing::warn!(what, retry_after_s, "the request was put off");
-            later(StatusCode::SERVICE_UNAVAILABLE, retry_after_s, "the server is busy")
+            later(retry_after_s, "the server is busy")
         }
         StoreError::Halted(reason) => {
             tracing::warn!(reason, "a write was refused, as writes are stopped");
             let detail = "writes are stopped until an operator has recovered the journal; reads work";
-            later(StatusCode::SERVICE_UNAVAILABLE, HALTED_RETRY_AFTER_S, detail)
+            later(HALTED_RETRY_AFTER_S, detail)
         }
         // What the server of a database says has a code; without one, there was nobody to say anything.
         StoreError::Database(ref cause) if cause.as_database_error().is_none() => {
             tracing::error!(error = chain(&error), "the database is out of reach");
-            let detail = "the server cannot reach its database";
-            later(StatusCode::SERVICE_UNAVAILABLE, UNAVAILABLE_RETRY_AFTER_S, detail)
+            later(UNAVAILABLE_RETRY_AFTER_S, "the server cannot reach its database")
         }
         error => {
             tracing::error!(error = chain(&error), "the request failed");
-            respond(&internal())
+            (internal(), None)
         }
     }
 }
@@ -182,9 +196,12 @@ fn scim(status: StatusCode, detail: &str) -> ScimError {
     ScimError::status(status.as_u16(), detail)
 }
 
+fn later_detail(retry_after_s: u64, detail: &str) -> String {
+    format!("{detail}: try again in {retry_after_s} s")
+}
+
 fn later(status: StatusCode, retry_after_s: u64, detail: &str) -> Response {
-    let detail = format!("{detail}: try again in {retry_after_s} s");
-    let mut response = respond(&scim(status, &detail));
+    let mut response = respond(&scim(status, &later_detail(retry_after_s, detail)));
     // Integer seconds: Okta cannot read dates (OK-005).
     response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(retry_after_s));
     response

@@ -216,9 +216,21 @@ impl FromRequest<App> for ScimBody {
     type Rejection = ApiError;
     async fn from_request(request: Request, app: &App) -> Result<Self> {
         let (mut parts, body) = request.into_parts();
-        check_media_type(&parts.headers)?;
         let (bytes_max, name) = limit(&mut parts, app).await?;
-        check_length(&parts.headers, bytes_max, name)?;
+        ScimBody::read(&parts.headers, body, app, bytes_max, name).await
+    }
+}
+
+impl ScimBody {
+    async fn read(
+        headers: &HeaderMap,
+        body: Body,
+        app: &App,
+        bytes_max: usize,
+        name: &str,
+    ) -> Result<ScimBody> {
+        check_media_type(headers)?;
+        check_length(headers, bytes_max, name)?;
         let read = read_body(body, bytes_max, name);
         let bytes = match tokio::time::timeout(app.options.body_timeout, read).await {
             Ok(bytes) => bytes?,
@@ -226,6 +238,22 @@ impl FromRequest<App> for ScimBody {
         };
         let json = json::parse(&bytes, app.options.json_depth_max)?;
         Ok(ScimBody { json, digest: Sha256::digest(&bytes).into() })
+    }
+}
+
+/// The body of a bulk request, which has a bound of its own (BU-005).
+pub(crate) struct BulkBody(pub(crate) ScimBody);
+
+impl FromRequest<App> for BulkBody {
+    type Rejection = ApiError;
+    async fn from_request(request: Request, app: &App) -> Result<Self> {
+        if app.options.bulk_operations_max == 0 {
+            let detail = "bulk requests are not supported; see ServiceProviderConfig";
+            return Err(ApiError::status(501, detail));
+        }
+        let (parts, body) = request.into_parts();
+        let bytes_max = app.options.bulk_body_bytes_max;
+        Ok(BulkBody(ScimBody::read(&parts.headers, body, app, bytes_max, "maxPayloadSize").await?))
     }
 }
 
@@ -298,7 +326,12 @@ fn joined(headers: &HeaderMap, name: impl AsHeaderName) -> Option<String> {
 
 /// What `If-Match` demands (VE-003, VE-004, VE-006): a malformed tag matches nothing.
 pub(crate) fn if_match(headers: &HeaderMap, strict: bool) -> IfMatch {
-    match joined(headers, IF_MATCH) {
+    if_match_text(joined(headers, IF_MATCH).as_deref(), strict)
+}
+
+/// The same for the `version` of a bulk operation (BU-001).
+pub(crate) fn if_match_text(text: Option<&str>, strict: bool) -> IfMatch {
+    match text {
         None => IfMatch::Absent,
         Some(text) if text.trim() == "*" => IfMatch::Exists,
         Some(text) => IfMatch::Versions(text.split(',').filter_map(|tag| version(tag, strict)).collect()),

@@ -6,6 +6,7 @@
 
 mod app;
 mod auth;
+mod bulk;
 mod cursor;
 mod discovery;
 mod error;
@@ -53,7 +54,7 @@ fn scim_table() -> Vec<Route> {
         ("/ResourceTypes/{id}", &["GET"], get(discovery::resource_type)),
         ("/Schemas", &["GET"], get(discovery::schemas)),
         ("/Schemas/{id}", &["GET"], get(discovery::schema)),
-        ("/Bulk", &["POST"], post(not_implemented)),
+        ("/Bulk", &["POST"], post(bulk::bulk)),
         ("/Me", &["GET", "POST", "PUT", "PATCH", "DELETE"], me),
         ("/{endpoint}", &["GET", "POST"], get(search::get).post(resources::create)),
         ("/{endpoint}/.search", &["POST"], post(search::post)),
@@ -124,7 +125,7 @@ fn plain(path: &str) -> bool {
     !path.is_empty() && !path.contains(['/', '{', '.'])
 }
 
-/// `/Bulk`, and POST on `/Me` (ME-003): known to the RFC, not to us (EP-003, ME-001).
+/// POST on `/Me` (ME-003): known to the RFC, not to us (EP-003).
 async fn not_implemented(visitor: Visitor) -> ApiError {
     if visitor.caller.is_none() {
         return auth::no_credentials();

@@ -4,13 +4,17 @@
 //! moved the version in between, the command is decided again on the new state until the request's time
 //! ends; with `If-Match` it is refused with 412 instead.
 
+mod bulk;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use annals_domain::clock::Timestamp;
 use annals_domain::event::{Actor, Cause, EVENT_BYTES_MAX, Event, StreamId};
 use annals_domain::ids::{ConnectionId, Position, ResourceId, TenantId, Version};
-use annals_domain::resource::{Command, Custom, Group, Kind, Resource, Services, User, new_password};
+use annals_domain::resource::{
+    Command, Custom, Group, Kind, Proposal, Resource, Services, User, new_password,
+};
 use annals_domain::scim::error::{ScimError, ScimType};
 use annals_domain::scim::resource::Document;
 use annals_domain::scim::schema::ResourceType;
@@ -22,6 +26,8 @@ use cqrs_es::event_sink::EventSink;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
+pub use bulk::{Bulk, BulkOutcome};
+
 use crate::Store;
 use crate::backend::{Area, sql};
 use crate::error::{Result, StoreError};
@@ -29,7 +35,7 @@ use crate::journal::append::event_payload;
 use crate::journal::read::{Content, StateRow, event_aad, secret_aad, state_aad};
 use crate::journal::{
     AppendError, BodyParts, Commit, Expect, LookupWrite, MembersWrite, NewEvent, Receipt, Rejection,
-    SecretWrite, StateWrite, StreamWrite, lookup_kind,
+    SecretWrite, StateWrite, StreamReceipt, StreamWrite, lookup_kind,
 };
 use crate::keys::SubjectKey;
 use crate::password::PASSWORD;
@@ -97,6 +103,23 @@ pub struct Executed {
     pub position: Position,
 }
 
+/// What the aggregate decided, not sealed yet.
+struct Decision {
+    /// The state it was decided on.
+    before: Option<StateRow>,
+    document: Document,
+    proposal: Proposal,
+    events: Vec<Event>,
+}
+
+impl Decision {
+    /// The state, if it stays as it is.
+    fn unchanged(&self) -> Option<&StateRow> {
+        let nothing = self.events.is_empty() && self.proposal.members.is_empty();
+        self.before.as_ref().filter(|_| nothing)
+    }
+}
+
 /// A decision, sealed and ready to commit.
 struct Decided {
     commit: Commit,
@@ -145,11 +168,7 @@ impl Store {
         let deadline =
             tokio::time::Instant::now() + request.deadline.unwrap_or(self.limits().execute_timeout);
         loop {
-            let attempt = match request.resource_type.name.as_str() {
-                "User" => self.attempt::<User>(request).await?,
-                "Group" => self.attempt::<Group>(request).await?,
-                _ => self.attempt::<Custom>(request).await?,
-            };
+            let attempt = self.attempt(request).await?;
             match attempt {
                 Attempt::Done(done) => return Ok(done),
                 Attempt::Moved if tokio::time::Instant::now() >= deadline => {
@@ -160,20 +179,16 @@ impl Store {
         }
     }
 
-    async fn attempt<A: CommandTarget>(&self, request: &Request) -> Result<Attempt> {
-        let (before, aggregate, events) = match self.decide::<A>(request).await? {
-            (before, Some((aggregate, events))) => (before, aggregate, events),
-            (_, None) => return Err(not_found(request)),
-        };
-        let delta = &aggregate.proposal().members;
-        if let Some(state) = &before
-            && events.is_empty()
-            && delta.is_empty()
-        {
+    async fn attempt(&self, request: &Request) -> Result<Attempt> {
+        let creating = matches!(request.command, Command::Create { .. });
+        let before = if creating { None } else { self.state(&request.tenant, &request.id).await? };
+        let decision = self.decide(request, before).await?;
+        if let Some(state) = decision.unchanged() {
             let state = state.clone();
             return Ok(Attempt::Done(Executed { state, changed: false, replayed: false, position: 0 }));
         }
-        let decided = self.seal::<A>(request, before, aggregate, events).await?;
+        let key = self.key_of(request, decision.before.as_ref()).await?;
+        let decided = self.seal(request, decision, key.as_ref()).await?;
         let tenant = decided.commit.tenant.clone();
         let stream = decided.commit.writes.first().map(|w| w.stream.clone());
         match self.inner.writer.append(decided.commit).await {
@@ -183,8 +198,10 @@ impl Store {
             }
             Ok(receipt) => {
                 self.inner.pacer.wrote(&tenant, receipt.last);
-                let executed = executed(&tenant, stream, &receipt, decided.document, decided.before);
-                Ok(Attempt::Done(executed))
+                let result = receipt.streams.first();
+                let state = state_after(&tenant, stream, result, decided.document, decided.before);
+                let changed = result.is_some_and(|r| r.events > 0);
+                Ok(Attempt::Done(Executed { state, changed, replayed: false, position: receipt.last }))
             }
             Err(AppendError::Rejected(Rejection::Moved)) => match request.if_match {
                 IfMatch::Versions(_) => Err(precondition_failed(request)),
@@ -194,20 +211,28 @@ impl Store {
         }
     }
 
-    /// Loads the state and lets the aggregate decide. `None`: there is no such resource.
-    async fn decide<A: CommandTarget>(
+    /// Lets the aggregate decide on a state, tombstones included; a create is decided on none.
+    async fn decide(&self, request: &Request, before: Option<StateRow>) -> Result<Decision> {
+        match request.resource_type.name.as_str() {
+            "User" => self.decide_as::<User>(request, before).await,
+            "Group" => self.decide_as::<Group>(request, before).await,
+            _ => self.decide_as::<Custom>(request, before).await,
+        }
+    }
+
+    async fn decide_as<A: CommandTarget>(
         &self,
         request: &Request,
-    ) -> Result<(Option<StateRow>, Option<(A, Vec<Event>)>)> {
+        before: Option<StateRow>,
+    ) -> Result<Decision> {
         let creating = matches!(request.command, Command::Create { .. });
-        let before = if creating { None } else { self.state(&request.tenant, &request.id).await? };
         let mut aggregate = match &before {
             _ if creating => A::default(),
             Some(state) if state.resource_type == request.resource_type.name => match state.document() {
                 Some(document) => A::of(document.clone()),
-                None => return Ok((before, None)),
+                None => return Err(not_found(request)),
             },
-            _ => return Ok((before, None)),
+            _ => return Err(not_found(request)),
         };
         if let (IfMatch::Versions(versions), Some(state)) = (&request.if_match, &before)
             && !versions.contains(&state.version)
@@ -219,32 +244,25 @@ impl Store {
         let sink = EventSink::default();
         aggregate.handle(request.command.clone(), &services, &sink).await?;
         let events = sink.collect().await;
-        Ok((before, Some((aggregate, events))))
+        let (document, proposal) = (aggregate.document().clone(), aggregate.proposal().clone());
+        Ok(Decision { before, document, proposal, events })
     }
 
     /// Seals what was decided and puts it into a commit.
-    async fn seal<A: CommandTarget>(
-        &self,
-        request: &Request,
-        before: Option<StateRow>,
-        aggregate: A,
-        events: Vec<Event>,
-    ) -> Result<Decided> {
+    async fn seal(&self, request: &Request, decision: Decision, key: Option<&SubjectKey>) -> Result<Decided> {
         let (tenant, id, rt) = (&request.tenant, &request.id, &request.resource_type);
-        let proposal = aggregate.proposal().clone();
+        let Decision { before, document, proposal, events } = decision;
         let mut cause = request.cause.clone();
         cause.quirks.extend(proposal.quirks.iter().map(ToString::to_string));
         let header = Header::new(request, &cause)?;
-        let key = self.key_of(request, before.as_ref()).await?;
-        let secrets = self.secrets(request, &proposal, key.as_ref()).await?;
-        let sealed = self.new_events(&header, tenant, id, rt, &events, key.as_ref())?;
+        let secrets = self.secrets(request, &proposal, key).await?;
+        let sealed = self.new_events(&header, tenant, id, rt, &events, key)?;
         let deleting = matches!(request.command, Command::Delete);
-        let document = aggregate.document().clone();
         let content_changed = events.iter().any(Event::holds_content);
         let state = if deleting {
             StateWrite::Tombstone
         } else if content_changed {
-            self.put(tenant, id, &document, key.as_ref())?
+            self.put(tenant, id, &document, key)?
         } else {
             StateWrite::Keep
         };
@@ -265,6 +283,7 @@ impl Store {
             if deleting { Vec::new() } else { references(rt, &document) },
         );
         let write = StreamWrite {
+            cause: None,
             stream: StreamId { resource_type: rt.name.clone(), id: id.clone() },
             expect: expectation(request, before.as_ref(), &events),
             lookups_remove: old_lookups.iter().filter(gone).map(hash).collect(),
@@ -374,7 +393,7 @@ impl Store {
     async fn secrets(
         &self,
         request: &Request,
-        proposal: &annals_domain::resource::Proposal,
+        proposal: &Proposal,
         key: Option<&SubjectKey>,
     ) -> Result<Vec<SecretWrite>> {
         if proposal.password.is_none() {
@@ -433,7 +452,7 @@ impl Store {
 trait CommandTarget: Aggregate<Command = Command, Event = Event, Error = ScimError, Services = Services> {
     fn of(document: Document) -> Self;
     fn document(&self) -> &Document;
-    fn proposal(&self) -> &annals_domain::resource::Proposal;
+    fn proposal(&self) -> &Proposal;
 }
 
 impl<K: Kind> CommandTarget for Resource<K> {
@@ -443,7 +462,7 @@ impl<K: Kind> CommandTarget for Resource<K> {
     fn document(&self) -> &Document {
         &self.document
     }
-    fn proposal(&self) -> &annals_domain::resource::Proposal {
+    fn proposal(&self) -> &Proposal {
         &self.proposal
     }
 }
@@ -512,19 +531,18 @@ fn expectation(request: &Request, before: Option<&StateRow>, events: &[Event]) -
     if conditional || !delta_alone { Expect::Version(before.version) } else { Expect::Alive }
 }
 
-fn executed(
+/// The state that a write left.
+fn state_after(
     tenant: &TenantId,
     stream: Option<StreamId>,
-    receipt: &Receipt,
+    result: Option<&StreamReceipt>,
     document: Document,
     before: Option<StateRow>,
-) -> Executed {
+) -> StateRow {
     let deleted = document == Document::default() && before.is_some();
-    let result = receipt.streams.first();
     let stream =
         stream.unwrap_or_else(|| StreamId { resource_type: String::new(), id: ResourceId::from_text("") });
-    let changed = result.is_some_and(|r| r.events > 0);
-    let state = StateRow {
+    StateRow {
         tenant: tenant.clone(),
         id: stream.id,
         resource_type: stream.resource_type,
@@ -535,14 +553,17 @@ fn executed(
         content: Content::Open(document),
         deleted,
         key_id: before.and_then(|b| b.key_id),
-    };
-    Executed { state, changed, replayed: false, position: receipt.last }
+    }
 }
 
 fn keyed_commit_id(request: &Request, key: &str) -> Uuid {
-    let mut hasher = Sha256::new();
     let connection = request.connection.as_ref().map_or("", |c| c.as_str());
-    for part in ["annals idempotency 1", request.tenant.as_str(), connection, key] {
+    hashed_commit_id(&["annals idempotency 1", request.tenant.as_str(), connection, key])
+}
+
+fn hashed_commit_id(parts: &[&str]) -> Uuid {
+    let mut hasher = Sha256::new();
+    for part in parts {
         hasher.update((part.len() as u64).to_be_bytes());
         hasher.update(part.as_bytes());
     }
@@ -594,6 +615,7 @@ fn refusal(request: &Request, error: AppendError) -> StoreError {
                 StoreError::Refused(ScimError::status(413, detail))
             }
             Rejection::OtherRequest => other_request(),
+            Rejection::InWrite { why, .. } => refusal(request, AppendError::Rejected(*why)),
         },
         AppendError::Full => StoreError::Busy { what: "the journal's queue is full", retry_after_s: 1 },
         AppendError::Halted(reason) => StoreError::Halted(reason),

@@ -29,7 +29,7 @@ use annals_domain::scim::schema::Registry;
 pub use backend::Database;
 pub use bus_epoch::BusEpoch;
 pub use error::{Result, StoreError};
-pub use execute::{Executed, Idempotency, IfMatch, Request};
+pub use execute::{Bulk, BulkOutcome, Executed, Idempotency, IfMatch, Request};
 pub use journal::read::{Content, GroupRow, Head, MemberRow, StateRow, StoredEvent};
 pub use journal::verify::{Finding, Verification};
 pub use keys::RootKey;

@@ -476,6 +476,7 @@ impl Store {
             None => StateWrite::Tombstone,
         };
         let write = StreamWrite {
+            cause: None,
             stream: stream.clone(),
             expect: before.as_ref().map_or(Expect::Absent, |(state, _)| Expect::Version(state.version)),
             events: vec![NewEvent { event_id, kind, key_id: None, payload, body_hash }],

@@ -1,6 +1,7 @@
 //! The HTTP surface, in process, on SQLite in a temporary folder; one module per behaviour.
 
 mod auth;
+mod bulk;
 mod dialect_entra;
 mod dialect_okta;
 mod discovery;

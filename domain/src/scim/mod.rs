@@ -4,8 +4,9 @@
 //! extension is as good as `userName`. What a client sends passes the same stations each time:
 //! [`dialect`] names the deviations its profile allows, [`value`] turns JSON into canonical values,
 //! [`resource`] and [`patch`] build documents of them, and [`filter`] asks questions about documents
-//! by the same index rows that the read model stores.
+//! by the same index rows that the read model stores. [`bulk`] plans many requests in one.
 
+pub mod bulk;
 pub mod dialect;
 pub mod error;
 pub mod filter;

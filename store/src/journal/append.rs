@@ -14,6 +14,7 @@ use annals_domain::ids::{Position, ResourceId, TenantId, Version};
 use annals_domain::resource::member_events;
 use annals_domain::upcast::SCHEMA_VERSION;
 
+use super::chain::{Answer, Work};
 use super::{
     BodyParts, Commit, Expect, MembersWrite, Receipt, Rejection, StateWrite, StreamReceipt, StreamWrite,
     TokenWrite, batch_hash, chain_hash, merkle_root,
@@ -32,8 +33,8 @@ pub(crate) const MEMBERS: &str = "members";
 pub(crate) enum BatchError {
     /// Before COMMIT was sent: nothing of it is there.
     Before(StoreError),
-    /// COMMIT was sent and its outcome is unknown.
-    Unknown(StoreError),
+    /// COMMIT was sent and its outcome is unknown. The answers hold if the batch is there.
+    Unknown(StoreError, Vec<Answer>),
 }
 
 type Key = (TenantId, ResourceId);
@@ -49,12 +50,10 @@ pub(crate) struct Appender {
 
 impl Appender {
     /// Writes a batch. Each commit gets its own outcome; a refused one does not disturb the others.
-    pub(crate) async fn append(
-        &self,
-        commits: &[Arc<Commit>],
-    ) -> std::result::Result<Vec<Outcome>, BatchError> {
+    pub(crate) async fn append(&self, works: &[Work]) -> std::result::Result<Vec<Answer>, BatchError> {
+        let commits: Vec<Arc<Commit>> = works.iter().flat_map(Work::commits).cloned().collect();
         let mut tx = self.backend.begin_write(Area::Journal).await.map_err(BatchError::Before)?;
-        let (outcomes, written) = match self.append_in(&mut tx, commits).await {
+        let (answers, written) = match self.append_in(&mut tx, works, &commits).await {
             Ok(done) => done,
             Err(error) => {
                 // Dropping would roll back as well; doing it here frees the row sooner.
@@ -62,25 +61,31 @@ impl Appender {
                 return Err(BatchError::Before(error));
             }
         };
-        if written {
-            tx.commit().await.map_err(BatchError::Unknown)?;
-        } else {
+        if !written {
             tx.rollback().await.map_err(BatchError::Before)?;
+        } else if let Err(error) = tx.commit().await {
+            return Err(BatchError::Unknown(error, answers));
         }
-        Ok(outcomes)
+        Ok(answers)
     }
 
-    /// Which of these commits are in the journal. The counter row is taken first, so a transaction that
-    /// is still ending is waited for and the answer is final.
-    pub(crate) async fn find(&self, commits: &[Arc<Commit>]) -> Result<Vec<Option<Receipt>>> {
+    /// Whether a batch with these answers is in the journal. The counter row is taken first, so a
+    /// transaction that is still ending is waited for and the answer is final.
+    pub(crate) async fn is_there(&self, works: &[Work], answers: &[Answer]) -> Result<bool> {
+        let written = works.iter().zip(answers).flat_map(|(work, answer)| work.written(answer));
         let mut tx = self.backend.begin_write(Area::Journal).await?;
         tx.fetch_all(sql("SELECT position FROM journal.counter WHERE id = 1 {for_update}")).await?;
-        let found = read_receipts(&mut tx, commits.iter()).await?;
+        let found = read_receipts(&mut tx, written).await?;
         tx.rollback().await?;
-        Ok(commits.iter().map(|c| found.get(&c.id.hyphenated().to_string()).map(|f| f.0.clone())).collect())
+        Ok(!found.is_empty())
     }
 
-    async fn append_in(&self, tx: &mut Tx, commits: &[Arc<Commit>]) -> Result<(Vec<Outcome>, bool)> {
+    async fn append_in(
+        &self,
+        tx: &mut Tx,
+        works: &[Work],
+        commits: &[Arc<Commit>],
+    ) -> Result<(Vec<Answer>, bool)> {
         let counter = sql("SELECT c.position, c.at, c.batch_hash, m.halted \
              FROM journal.counter c CROSS JOIN journal.meta m WHERE c.id = 1 AND m.id = 1 {for_update}");
         let Some(row) = tx.fetch_optional(counter).await? else {
@@ -97,15 +102,15 @@ impl Appender {
             ..Batch::default()
         };
         batch.read(tx, commits).await?;
-        let mut outcomes = Vec::with_capacity(commits.len());
-        for commit in commits {
-            outcomes.push(batch.check(commit, &*self.entropy));
+        let mut answers = Vec::with_capacity(works.len());
+        for work in works {
+            answers.push(work.carry_out(|commit| batch.check(commit, &*self.entropy)));
         }
         let written = !batch.events.is_empty() || batch.accepted > 0;
         if written {
             batch.write(tx, head, &last_hash).await?;
         }
-        Ok((outcomes, written))
+        Ok((answers, written))
     }
 }
 
@@ -376,9 +381,12 @@ impl Batch {
             };
         }
         let mut narrowed = Vec::with_capacity(commit.writes.len());
-        for write in &commit.writes {
-            self.may(commit, write)?;
-            narrowed.push(self.narrow(&commit.tenant, write)?);
+        for (at, write) in commit.writes.iter().enumerate() {
+            let allowed = self.may(commit, at, write).and_then(|()| self.narrow(commit, write));
+            narrowed.push(allowed.map_err(|why| match commit.writes.len() {
+                0 | 1 => why,
+                _ => Rejection::InWrite { at, why: Box::new(why) },
+            })?);
         }
         // From here on nothing can fail: the batch takes the commit over.
         let first = self.head + 1;
@@ -399,8 +407,8 @@ impl Batch {
         Ok(receipt)
     }
 
-    /// Whether a write may happen, by version, uniqueness and existence.
-    fn may(&self, commit: &Commit, write: &StreamWrite) -> std::result::Result<(), Rejection> {
+    /// Whether a write, the `at`-th of its commit, may happen, by version, uniqueness and existence.
+    fn may(&self, commit: &Commit, at: usize, write: &StreamWrite) -> std::result::Result<(), Rejection> {
         let tenant = &commit.tenant;
         let head = self.heads.get(&(tenant.clone(), write.stream.id.clone()));
         match (write.expect, head) {
@@ -423,6 +431,11 @@ impl Batch {
             if owners.is_some_and(|owners| owners.iter().any(|owner| *owner != write.stream.id)) {
                 return Err(Rejection::Taken { attribute: add.attribute });
             }
+            // The commit's own writes are not among the known owners yet.
+            let earlier = commit.writes.iter().take(at).flat_map(|w| &w.lookups_add);
+            if earlier.into_iter().any(|e| e.exclusive && e.kind == add.kind && e.value == add.value) {
+                return Err(Rejection::Taken { attribute: add.attribute });
+            }
         }
         Ok(())
     }
@@ -430,12 +443,13 @@ impl Batch {
     /// What a membership change truly changes: (removed, added).
     fn narrow(
         &self,
-        tenant: &TenantId,
+        commit: &Commit,
         write: &StreamWrite,
     ) -> std::result::Result<(Vec<ResourceId>, Vec<ResourceId>), Rejection> {
         let Some(MembersWrite { delta, must_exist }) = &write.members else {
             return Ok((Vec::new(), Vec::new()));
         };
+        let tenant = &commit.tenant;
         let empty = HashSet::new();
         let present = self.members.get(&(tenant.clone(), write.stream.id.clone())).unwrap_or(&empty);
         let added: Vec<ResourceId> = delta.add.iter().filter(|id| !present.contains(id)).cloned().collect();
@@ -448,10 +462,19 @@ impl Batch {
             return Err(Rejection::TooManyLinks { max: self.links_max });
         }
         if *must_exist {
+            // Members that this very commit creates: the groups and users of a reference cycle.
+            let fresh: HashSet<&ResourceId> = match commit.writes.len() {
+                0 | 1 => HashSet::new(),
+                _ => {
+                    let fresh = commit.writes.iter().filter(|w| w.expect == Expect::Fresh);
+                    fresh.map(|w| &w.stream.id).collect()
+                }
+            };
             let dead = |id: &&ResourceId| {
-                self.heads.get(&(tenant.clone(), (*id).clone())).is_none_or(|head| {
-                    head.deleted || annals_domain::tenant::is_administrative(&head.resource_type)
-                })
+                !fresh.contains(id)
+                    && self.heads.get(&(tenant.clone(), (*id).clone())).is_none_or(|head| {
+                        head.deleted || annals_domain::tenant::is_administrative(&head.resource_type)
+                    })
             };
             let dangling: Vec<ResourceId> = added.iter().filter(dead).take(10).cloned().collect();
             if !dangling.is_empty() {
@@ -472,10 +495,12 @@ impl Batch {
         let tenant = &commit.tenant;
         let key = (tenant.clone(), write.stream.id.clone());
         let before = self.head;
+        let cause = write.cause.as_ref().unwrap_or(&commit.cause);
         for event in &write.events {
             let event_id = event.event_id.hyphenated().to_string();
             self.push_event(
                 commit,
+                cause,
                 &write.stream.resource_type,
                 &write.stream.id,
                 event_id,
@@ -487,6 +512,7 @@ impl Batch {
         }
         self.push_member_events(
             commit,
+            cause,
             &write.stream.resource_type,
             &write.stream.id,
             removed,
@@ -572,15 +598,18 @@ impl Batch {
                 continue;
             }
             let removed = vec![key.1.clone()];
-            self.push_member_events(commit, &head.resource_type, &group, removed, Vec::new(), entropy);
+            let cause = write.cause.as_ref().unwrap_or(&commit.cause);
+            self.push_member_events(commit, cause, &head.resource_type, &group, removed, Vec::new(), entropy);
         }
         // Links from a deleted group, and whatever a bounded commit left: the janitor's work.
         self.pending_removals.insert(key);
     }
 
+    #[expect(clippy::too_many_arguments, reason = "what an event needs besides its members")]
     fn push_member_events(
         &mut self,
         commit: &Arc<Commit>,
+        cause: &str,
         resource_type: &str,
         id: &ResourceId,
         removed: Vec<ResourceId>,
@@ -614,13 +643,13 @@ impl Batch {
                 kind: &kind,
                 schema_version: SCHEMA_VERSION,
                 actor: &commit.actor,
-                cause: &commit.cause,
+                cause,
                 key_id: None,
                 payload: &payload,
             }
             .hash()
             .to_vec();
-            self.push_event(commit, resource_type, id, event_id, kind, None, payload, body_hash);
+            self.push_event(commit, cause, resource_type, id, event_id, kind, None, payload, body_hash);
         }
     }
 
@@ -628,6 +657,7 @@ impl Batch {
     fn push_event(
         &mut self,
         commit: &Commit,
+        cause: &str,
         resource_type: &str,
         id: &ResourceId,
         event_id: String,
@@ -676,7 +706,7 @@ impl Batch {
             version: head.version,
             kind,
             actor: commit.actor.clone(),
-            cause: commit.cause.clone(),
+            cause: cause.to_owned(),
             key_id,
             payload,
             body_hash,

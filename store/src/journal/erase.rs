@@ -80,6 +80,7 @@ impl Store {
         .hash()
         .to_vec();
         let write = StreamWrite {
+            cause: None,
             stream: StreamId { resource_type: resource_type.to_owned(), id: id.clone() },
             expect: Expect::Deleted,
             events: vec![NewEvent { event_id, kind, key_id: None, payload, body_hash }],

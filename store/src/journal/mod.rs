@@ -1,10 +1,11 @@
 //! The journal: one table of events in commit order, without gaps, hash-chained (D1).
 //!
-//! [`writer`] gathers commits into batches, [`append`] writes a batch in one transaction that begins by
-//! locking the counter row, [`read`] hands events, state rows and links out, [`verify`] proves that
+//! [`writer`] gathers commits into batches, [`chain`] keeps those of a bulk request in order, [`append`]
+//! writes a batch in one transaction that begins by locking the counter row, [`read`] hands events, state rows and links out, [`verify`] proves that
 //! nothing was touched.
 
 pub(crate) mod append;
+pub(crate) mod chain;
 mod erase;
 mod janitor;
 pub mod read;
@@ -49,6 +50,8 @@ pub(crate) struct StreamWrite {
     /// Links that follow from the document, such as `manager`.
     pub(crate) references_add: Vec<(String, ResourceId)>,
     pub(crate) references_remove: Vec<(String, ResourceId)>,
+    /// JSON; none: the commit's. The operations of a reference cycle share a commit, not a cause.
+    pub(crate) cause: Option<String>,
 }
 
 /// What must be true of the entity under the counter row.
@@ -162,6 +165,15 @@ pub(crate) enum Rejection {
     TooManyLinks { max: usize },
     /// The idempotency key was used for another request.
     OtherRequest,
+    /// One of several writes of a commit is the reason.
+    InWrite { at: usize, why: Box<Rejection> },
+}
+
+impl Rejection {
+    /// Whether deciding again on the present state may help.
+    pub(crate) fn is_stale(&self) -> bool {
+        matches!(self, Rejection::Moved)
+    }
 }
 
 /// How an append failed.

@@ -12,6 +12,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
 
 use super::append::{Appender, BatchError};
+use super::chain::{Answer, Chain, Outcome, Work};
 use super::{AppendError, Commit, Receipt};
 use crate::Limits;
 use crate::backend::Backend;
@@ -21,10 +22,13 @@ use crate::wake::{Topic, Wakes};
 /// Most payload bytes in one batch, so that a batch of large events stays one short transaction.
 const BATCH_BYTES_MAX: usize = 16 * 1024 * 1024;
 
-type Reply = std::result::Result<Receipt, AppendError>;
+type Reply = std::result::Result<Answer, AppendError>;
 
 struct Waiting {
-    commit: Arc<Commit>,
+    tenant: TenantId,
+    /// How many commits it has.
+    commits: usize,
+    work: Work,
     reply: oneshot::Sender<Reply>,
 }
 
@@ -38,31 +42,27 @@ struct Queue {
 
 impl Queue {
     fn push(&mut self, waiting: Waiting) {
-        let tenant = waiting.commit.tenant.clone();
+        let tenant = waiting.tenant.clone();
+        self.len += waiting.commits;
         let lane = self.by_tenant.entry(tenant.clone()).or_default();
         if lane.is_empty() {
             self.turns.push_back(tenant);
         }
         lane.push_back(waiting);
-        self.len += 1;
     }
 
-    /// Takes a batch, one commit of each tenant in turn.
+    /// Takes a batch, one commit or chain of each tenant in turn. The last chain may exceed the bound.
     fn take(&mut self, commits_max: usize) -> Vec<Waiting> {
         let mut batch = Vec::new();
-        let mut bytes = 0;
-        while batch.len() < commits_max && bytes < BATCH_BYTES_MAX {
+        let (mut commits, mut bytes) = (0, 0);
+        while commits < commits_max && bytes < BATCH_BYTES_MAX {
             let Some(tenant) = self.turns.pop_front() else { break };
             let Some(lane) = self.by_tenant.get_mut(&tenant) else { continue };
             if let Some(waiting) = lane.pop_front() {
-                bytes += waiting
-                    .commit
-                    .writes
-                    .iter()
-                    .flat_map(|w| &w.events)
-                    .map(|event| event.payload.len())
-                    .sum::<usize>();
-                self.len -= 1;
+                let writes = waiting.work.commits().flat_map(|commit| &commit.writes);
+                bytes += writes.flat_map(|w| &w.events).map(|event| event.payload.len()).sum::<usize>();
+                commits += waiting.commits;
+                self.len -= waiting.commits;
                 batch.push(waiting);
             }
             if lane.is_empty() {
@@ -113,14 +113,35 @@ impl Writer {
     }
 
     /// Hands a commit in and waits until it is durable or refused. Dropping the future does not undo it.
-    pub(crate) async fn append(&self, commit: Commit) -> Reply {
+    pub(crate) async fn append(&self, commit: Commit) -> std::result::Result<Receipt, AppendError> {
+        let tenant = commit.tenant.clone();
+        match self.hand_in(tenant, Work::One(Arc::new(commit))).await? {
+            Answer::One(outcome) => outcome.map_err(AppendError::Rejected),
+            Answer::Chain(_) => Err(AppendError::Failed("the answer is for a chain".to_owned())),
+        }
+    }
+
+    /// Hands a chain in and waits until its outcomes are durable. Dropping the future does not undo it.
+    pub(crate) async fn append_chain(
+        &self,
+        tenant: TenantId,
+        chain: Arc<Chain>,
+    ) -> std::result::Result<Vec<Outcome>, AppendError> {
+        match self.hand_in(tenant, Work::Chain(chain)).await? {
+            Answer::Chain(outcomes) => Ok(outcomes),
+            Answer::One(_) => Err(AppendError::Failed("the answer is for one commit".to_owned())),
+        }
+    }
+
+    async fn hand_in(&self, tenant: TenantId, work: Work) -> Reply {
         let (reply, answer) = oneshot::channel();
         {
             let mut queue = self.shared.queue();
             if queue.closed || queue.len >= self.shared.queue_max {
                 return Err(AppendError::Full);
             }
-            queue.push(Waiting { commit: Arc::new(commit), reply });
+            let commits = work.commits().count();
+            queue.push(Waiting { tenant, commits, work, reply });
             metrics::gauge!("annals_journal_queue_commits").set(queue.len as f64);
         }
         self.shared.arrived.notify_one();
@@ -158,18 +179,19 @@ async fn run(shared: Arc<Shared>, appender: Appender, wakes: Arc<Wakes>, commits
             shared.arrived.notified().await;
             continue;
         }
-        metrics::histogram!("annals_journal_batch_commits").record(batch.len() as f64);
+        metrics::histogram!("annals_journal_batch_commits")
+            .record(batch.iter().map(|w| w.commits).sum::<usize>() as f64);
         write_batch(&appender, batch).await;
         wakes.wake(Topic::Journal);
     }
 }
 
 async fn write_batch(appender: &Appender, batch: Vec<Waiting>) {
-    let commits: Vec<Arc<Commit>> = batch.iter().map(|w| w.commit.clone()).collect();
-    match append_certainly(appender, &commits).await {
-        Ok(replies) => {
-            for (waiting, reply) in batch.into_iter().zip(replies) {
-                let _ = waiting.reply.send(reply);
+    let works: Vec<Work> = batch.iter().map(|w| w.work.clone()).collect();
+    match append_certainly(appender, &works).await {
+        Ok(answers) => {
+            for (waiting, answer) in batch.into_iter().zip(answers) {
+                let _ = waiting.reply.send(Ok(answer));
             }
         }
         Err(StoreError::Halted(reason)) => {
@@ -179,10 +201,10 @@ async fn write_batch(appender: &Appender, batch: Vec<Waiting>) {
         }
         // One commit may be what the database refuses: each once more, alone.
         Err(error) if batch.len() > 1 => {
-            tracing::warn!(error = %chain(&error), commits = batch.len(), "a batch failed; trying each commit alone");
+            tracing::warn!(error = %chain(&error), entries = batch.len(), "a batch failed; trying each of its entries alone");
             for waiting in batch {
-                let reply = match append_certainly(appender, std::slice::from_ref(&waiting.commit)).await {
-                    Ok(mut replies) => replies.pop().unwrap_or(Err(AppendError::Full)),
+                let reply = match append_certainly(appender, std::slice::from_ref(&waiting.work)).await {
+                    Ok(mut answers) => answers.pop().ok_or(AppendError::Full),
                     Err(error) => Err(failed(&error)),
                 };
                 let _ = waiting.reply.send(reply);
@@ -218,32 +240,16 @@ fn chain(error: &dyn std::error::Error) -> String {
 /// Appends; if the outcome of COMMIT is unknown, finds out.
 async fn append_certainly(
     appender: &Appender,
-    commits: &[Arc<Commit>],
-) -> std::result::Result<Vec<Reply>, StoreError> {
-    match appender.append(commits).await {
-        Ok(outcomes) => Ok(outcomes.into_iter().map(|o| o.map_err(AppendError::Rejected)).collect()),
+    works: &[Work],
+) -> std::result::Result<Vec<Answer>, StoreError> {
+    match appender.append(works).await {
+        Ok(answers) => Ok(answers),
         Err(BatchError::Before(error)) => Err(error),
-        Err(BatchError::Unknown(error)) => {
+        Err(BatchError::Unknown(error, answers)) => {
             tracing::warn!(error = %chain(&error), "the outcome of a COMMIT is unknown; looking it up");
-            let found = appender.find(commits).await?;
-            if found.iter().all(Option::is_none) {
-                return Err(error);
-            }
-            // A batch is one transaction: if one commit is there, the batch is. The others were refused
-            // or changed nothing, and are tried again on top of it.
-            let mut replies = Vec::with_capacity(commits.len());
-            for (commit, receipt) in commits.iter().zip(found) {
-                replies.push(match receipt {
-                    Some(receipt) => Ok(Receipt { replayed: false, ..receipt }),
-                    None => match appender.append(std::slice::from_ref(commit)).await {
-                        Ok(mut outcomes) => outcomes
-                            .pop()
-                            .map_or(Err(AppendError::Full), |o| o.map_err(AppendError::Rejected)),
-                        Err(BatchError::Before(e) | BatchError::Unknown(e)) => Err(failed(&e)),
-                    },
-                });
-            }
-            Ok(replies)
+            // A batch is one transaction: if what it wrote is there, the batch is, and with it all that was
+            // found out under its row.
+            if appender.is_there(works, &answers).await? { Ok(answers) } else { Err(error) }
         }
     }
 }
@@ -264,7 +270,9 @@ mod tests {
             tokens: Vec::new(),
             fingerprint: None,
         };
-        Waiting { commit: Arc::new(commit), reply: oneshot::channel().0 }
+        let tenant = commit.tenant.clone();
+        let work = Work::One(Arc::new(commit));
+        Waiting { tenant, commits: 1, work, reply: oneshot::channel().0 }
     }
 
     #[test]
@@ -273,7 +281,7 @@ mod tests {
         for tenant in ["bulk", "bulk", "bulk", "small", "bulk", "other"] {
             queue.push(waiting(tenant));
         }
-        let order: Vec<String> = queue.take(4).iter().map(|w| w.commit.tenant.as_str().to_owned()).collect();
+        let order: Vec<String> = queue.take(4).iter().map(|w| w.tenant.as_str().to_owned()).collect();
         assert_eq!(order, ["bulk", "small", "other", "bulk"]);
         assert_eq!(queue.take(10).len(), 2);
         assert_eq!(queue.len, 0);
