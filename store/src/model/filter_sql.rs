@@ -103,7 +103,13 @@ pub(super) struct Translator<'a> {
     types: &'a [Arc<ResourceType>],
     args: Vec<Arg>,
     aliases: usize,
+    /// Stands at the end of each question to one row.
+    fence: &'static str,
 }
+
+/// Keeps PostgreSQL from turning a question to one row into a join over all rows, which would have to be
+/// sorted for each page. It changes no answer.
+pub(super) const FENCE: &str = " LIMIT 1 OFFSET 0";
 
 impl<'a> Translator<'a> {
     pub(super) fn new(
@@ -112,7 +118,7 @@ impl<'a> Translator<'a> {
         registry: &'a Registry,
         types: &'a [Arc<ResourceType>],
     ) -> Self {
-        Translator { paths, registry, types, args: vec![tenant.into()], aliases: 0 }
+        Translator { paths, registry, types, args: vec![tenant.into()], aliases: 0, fence: "" }
     }
 
     /// Binds a value and gives its placeholder.
@@ -136,7 +142,10 @@ impl<'a> Translator<'a> {
 
     /// The same condition on another alias, as a question to one row after another.
     pub(super) fn predicate_on(&mut self, bound: &Bound, alias: &str) -> Result<String> {
-        self.predicate(bound, Subject::Resource(alias))
+        self.fence = FENCE;
+        let predicate = self.predicate(bound, Subject::Resource(alias));
+        self.fence = "";
+        predicate
     }
 
     /// Whether an index leads to what the filter holds for.
@@ -433,7 +442,8 @@ impl<'a> Translator<'a> {
                     let condition = self.predicate(test, Subject::Element(&e))?;
                     Ok(format!(
                         "EXISTS (SELECT 1 FROM model.attribute_@ {e} WHERE {e}.tenant = $1 \
-                         AND {e}.id = {r}.id AND {paths} AND {condition})"
+                         AND {e}.id = {r}.id AND {paths} AND {condition}{})",
+                        self.fence
                     ))
                 }
                 _ => Err(StoreError::corrupt("the filter", "a value path stands inside a value path")),
@@ -495,10 +505,11 @@ impl<'a> Translator<'a> {
         let some = format!(
             "EXISTS (SELECT 1 FROM model.attribute_@ {t} WHERE {t}.tenant = $1 AND {whose} AND {paths}"
         );
+        let fence = self.fence;
         Ok(match op {
-            TestOp::IsNull => format!("NOT {some})"),
-            TestOp::Ne(_) => format!("(NOT {some}) OR {some}{}))", self.and_value(&t, op)),
-            _ => format!("{some}{})", self.and_value(&t, op)),
+            TestOp::IsNull => format!("NOT {some}{fence})"),
+            TestOp::Ne(_) => format!("(NOT {some}{fence}) OR {some}{}{fence}))", self.and_value(&t, op)),
+            _ => format!("{some}{}{fence})", self.and_value(&t, op)),
         })
     }
 
@@ -512,7 +523,8 @@ impl<'a> Translator<'a> {
             let condition = self.predicate(test, Subject::Link(&Far { id: &to, depth: None }))?;
             return Ok(format!(
                 "EXISTS (SELECT 1 FROM model.link_@ {l} WHERE {links} AND {l}.from_id = {r}.id \
-                 AND {alive} AND {condition})"
+                 AND {alive} AND {condition}{})",
+                self.fence
             ));
         }
         let (u, e) = (self.alias('u'), self.alias('e'));

@@ -15,7 +15,7 @@ use annals_domain::scim::error::{ScimError, ScimType};
 use annals_domain::scim::filter::Bound;
 use annals_domain::scim::sort::{Place, Sort, SortKey, SortValue};
 
-use super::filter_sql::{ENTITY_TAG, Translator};
+use super::filter_sql::{ENTITY_TAG, FENCE, Translator};
 use super::{Paths, Search, Slot};
 use crate::backend::{Col, Row, Rows, Sql, Tx};
 use crate::error::{Result, StoreError};
@@ -422,7 +422,7 @@ impl<'a> Pager<'a> {
             let (path, lead) = (translator.arg(path), LEAD.replace("{a}", "a"));
             select.push_str(&format!(
                 " AND NOT EXISTS (SELECT 1 FROM model.attribute_@ a WHERE a.tenant = $1 AND a.id = s.id \
-                 AND a.path = {path} AND a.{lead})"
+                 AND a.path = {path} AND a.{lead}{FENCE})"
             ));
         }
         if let Some(Place::Sorted { value: None, id }) = after {

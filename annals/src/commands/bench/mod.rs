@@ -2,6 +2,7 @@
 
 mod client;
 mod creates;
+mod queries;
 mod sizes;
 
 use std::net::SocketAddr;
@@ -26,6 +27,8 @@ use crate::telemetry::{OsEntropy, SystemClock};
 pub(crate) enum Command {
     /// Durable creates a second over HTTP, beside a bare handler on the same database.
     Creates(creates::Args),
+    /// What filters, orders and pages cost in a large tenant.
+    Queries(queries::Args),
     /// What one request costs as groups and tenants grow.
     Sizes(sizes::Args),
 }
@@ -34,6 +37,7 @@ pub(crate) enum Command {
 pub(crate) async fn run(config: &Config, command: Command) -> anyhow::Result<()> {
     match command {
         Command::Creates(args) => creates::run(config, args).await,
+        Command::Queries(args) => queries::run(config, args).await,
         Command::Sizes(args) => sizes::run(config, args).await,
     }
 }

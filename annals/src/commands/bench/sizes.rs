@@ -126,13 +126,25 @@ fn patch_body(members: &[ResourceId]) -> Value {
 }
 
 async fn add_users(store: &Store, users: &mut Vec<ResourceId>, upto: usize) -> anyhow::Result<()> {
+    let body = |n: usize| serde_json::from_str(&user_body("s", n as u64)).unwrap_or_default();
+    let created = create_all(store, users.len()..upto, body).await?;
+    users.extend(created);
+    Ok(())
+}
+
+/// Creates users past HTTP, many at once; their ids, in no order.
+pub(super) async fn create_all(
+    store: &Store,
+    numbers: std::ops::Range<usize>,
+    body: impl Fn(usize) -> Value,
+) -> anyhow::Result<Vec<ResourceId>> {
     let slots = Arc::new(Semaphore::new(IN_FLIGHT));
     let mut tasks = JoinSet::new();
-    for n in users.len()..upto {
+    let mut users = Vec::with_capacity(numbers.len());
+    for n in numbers {
         let slot = slots.clone().acquire_owned().await?;
-        let store = store.clone();
+        let (store, body) = (store.clone(), body(n));
         tasks.spawn(async move {
-            let body = serde_json::from_str(&user_body("s", n as u64))?;
             let id = create(&store, "User", body).await;
             drop(slot);
             id
@@ -144,7 +156,7 @@ async fn add_users(store: &Store, users: &mut Vec<ResourceId>, upto: usize) -> a
     for done in tasks.join_all().await {
         users.push(done?);
     }
-    Ok(())
+    Ok(users)
 }
 
 async fn fill_group(store: &Store, members: &[ResourceId]) -> anyhow::Result<ResourceId> {

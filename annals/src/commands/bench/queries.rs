@@ -1,0 +1,258 @@
+//! `annals bench queries`: what filters, orders and pages cost in a large tenant, over HTTP.
+
+use std::time::{Duration, Instant};
+
+use annals_api::{App, Readiness};
+use annals_store::{Store, model::PAGE_EVENTS_MAX};
+use anyhow::{Context, bail};
+use serde_json::{Value, json};
+
+use super::client::{Connection, quantile_ms};
+use super::sizes::create_all;
+use super::{open_empty, spawn, tenant};
+use crate::config::Config;
+use crate::wiring;
+
+/// Options.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Users in the tenant.
+    #[arg(long, default_value_t = 200_000)]
+    users: usize,
+    /// Requests measured in each row.
+    #[arg(long, default_value_t = 50)]
+    requests: usize,
+    /// Resources on a page.
+    #[arg(long, default_value_t = 100)]
+    count: usize,
+}
+
+/// Users written before the read model follows.
+const LOAD_USERS: usize = 2_000;
+/// Users that change after all are there, for filters on the time of change.
+const CHANGED_LAST: usize = 100;
+const DEPARTMENTS: usize = 50;
+const ENTERPRISE: &str = "urn:ietf:params:scim:schemas:extension:enterprise:2.0:User";
+
+/// The filter of the nth request.
+type FilterOf = Box<dyn Fn(usize) -> String>;
+
+/// Runs it.
+pub(crate) async fn run(config: &Config, args: Args) -> anyhow::Result<()> {
+    if args.users < 2 * args.count || args.count == 0 || args.requests == 0 {
+        bail!("there must be two pages at least, and a request");
+    }
+    let store = open_empty(config).await?;
+    let token = tenant(&store).await?;
+    let mut loaded = 0;
+    let before = args.users.saturating_sub(CHANGED_LAST);
+    let mut late = store.now();
+    while loaded < args.users {
+        // The last ones come apart, so that a time separates them from the others.
+        let end = if loaded < before { before } else { args.users };
+        let upto = (loaded + LOAD_USERS).min(end);
+        if loaded == before {
+            late = store.now();
+        }
+        create_all(&store, loaded..upto, |n| user(n, args.users)).await?;
+        follow(&store).await?;
+        loaded = upto;
+    }
+    let app = App::new(store.clone(), wiring::api_options(config), Readiness::new());
+    let address = spawn(annals_api::router(app)).await?;
+    let connection = Connection::open(address, &token).await?;
+    let mut bench = Bench { connection, requests: args.requests };
+
+    println!("request\tmatches\tp50 ms\tp99 ms");
+    let n = args.users;
+    // Values that differ from request to request, spread over all users.
+    let spread = move |request: usize| request.wrapping_mul(2_654_435_761) % n;
+    let count = args.count;
+    let filters: Vec<(&str, FilterOf)> = vec![
+        ("userName eq (look-up)", Box::new(move |r| format!("userName eq \"{}\"", name(spread(r), n)))),
+        (
+            "emails.value eq",
+            Box::new(move |r| format!("emails.value eq \"{}@bench.test\"", name(spread(r), n))),
+        ),
+        ("userName sw", Box::new(move |r| format!("userName sw \"{}\"", &name(spread(r), n)[..4]))),
+        ("displayName co", Box::new(move |r| format!("displayName co \"er {} \"", spread(r)))),
+        (
+            "value path",
+            Box::new(move |r| {
+                format!("emails[type eq \"work\" and value eq \"{}@bench.test\"]", name(spread(r), n))
+            }),
+        ),
+        (
+            "and",
+            Box::new(move |r| {
+                let department = spread(r) % DEPARTMENTS;
+                format!("active eq true and {ENTERPRISE}:department eq \"Department {department}\"")
+            }),
+        ),
+        (
+            "or",
+            Box::new(move |r| {
+                let (a, b) = (name(spread(r), n), spread(r + 1));
+                format!("emails.value eq \"{a}@bench.test\" or {ENTERPRISE}:employeeNumber eq \"{b}\"")
+            }),
+        ),
+        (
+            "extension attribute eq",
+            Box::new(move |r| format!("{ENTERPRISE}:employeeNumber eq \"{}\"", spread(r))),
+        ),
+        ("active eq true", Box::new(|_| "active eq true".to_owned())),
+        (
+            "meta.lastModified gt, few",
+            Box::new(move |_| format!("meta.lastModified ge \"{}\"", late.to_rfc3339())),
+        ),
+        (
+            "meta.lastModified gt, all",
+            Box::new(|_| "meta.lastModified gt \"2020-01-01T00:00:00Z\"".to_owned()),
+        ),
+    ];
+    for (label, filter) in &filters {
+        bench.row(label, |r| format!("/scim/v2/Users?count={count}&filter={}", encode(&filter(r)))).await?;
+    }
+    for (order, query) in [
+        ("by creation", String::new()),
+        ("by userName", "&sortBy=userName".to_owned()),
+        ("by userName descending", "&sortBy=userName&sortOrder=descending".to_owned()),
+        ("by department", format!("&sortBy={}", encode(&format!("{ENTERPRISE}:department")))),
+        (
+            "by department descending",
+            format!("&sortOrder=descending&sortBy={}", encode(&format!("{ENTERPRISE}:department"))),
+        ),
+        ("by meta.lastModified descending", "&sortBy=meta.lastModified&sortOrder=descending".to_owned()),
+        ("active eq true by userName", format!("&sortBy=userName&filter={}", encode("active eq true"))),
+    ] {
+        let list = format!("/scim/v2/Users?count={count}{query}");
+        let total = bench.row(&format!("{order}: first page by index"), |_| list.clone()).await?;
+        let deep = total.saturating_sub(count as u64) + 1;
+        bench.row(&format!("{order}: last page by index"), |_| format!("{list}&startIndex={deep}")).await?;
+        bench.row(&format!("{order}: first page by cursor"), |_| format!("{list}&cursor=")).await?;
+        bench.walk(order, &list).await?;
+    }
+    store.close().await;
+    Ok(())
+}
+
+/// Lets the read model catch up.
+async fn follow(store: &Store) -> anyhow::Result<()> {
+    loop {
+        let at = store.model_checkpoint().await?;
+        let events = store.read_events(at, PAGE_EVENTS_MAX).await?;
+        if events.is_empty() {
+            return Ok(());
+        }
+        store.model_project(at, &events).await?;
+    }
+}
+
+struct Bench {
+    connection: Connection,
+    requests: usize,
+}
+
+impl Bench {
+    async fn ask(&mut self, target: &str) -> anyhow::Result<(Value, Duration)> {
+        let (status, took) = self.connection.send("GET", target, "").await?;
+        if status != 200 {
+            bail!("{target} answered {status}: {}", String::from_utf8_lossy(self.connection.body()));
+        }
+        Ok((serde_json::from_slice(self.connection.body())?, took))
+    }
+
+    /// One row of the table; how many resources matched.
+    async fn row(&mut self, label: &str, target: impl Fn(usize) -> String) -> anyhow::Result<u64> {
+        let mut took = Vec::with_capacity(self.requests);
+        let mut total = 0;
+        for request in 0..self.requests {
+            let target = target(request);
+            let (answer, time) = self.ask(&target).await?;
+            total = answer["totalResults"].as_u64().context("totalResults")?;
+            if total == 0 {
+                bail!("{target} found nothing, so it measures nothing");
+            }
+            took.push(time);
+        }
+        print_row(label, total, &mut took);
+        Ok(total)
+    }
+
+    /// A list from end to end by cursor, and the last tenth of its pages apart.
+    async fn walk(&mut self, order: &str, list: &str) -> anyhow::Result<()> {
+        let (mut cursor, mut pages, mut seen) = (String::new(), Vec::new(), 0);
+        let begun = Instant::now();
+        let total = loop {
+            let (answer, time) = self.ask(&format!("{list}&cursor={cursor}")).await?;
+            pages.push(time);
+            seen += answer["Resources"].as_array().map_or(0, Vec::len);
+            match answer["nextCursor"].as_str() {
+                Some(next) => next.clone_into(&mut cursor),
+                None => break answer["totalResults"].as_u64().context("totalResults")?,
+            }
+        };
+        let whole = begun.elapsed();
+        if seen as u64 != total {
+            bail!("{order}: the walk gave {seen} of {total} resources");
+        }
+        let deep = pages.len() - pages.len().div_ceil(10);
+        print_row(&format!("{order}: last tenth of the pages by cursor"), total, &mut pages[deep..]);
+        print_row(&format!("{order}: any page by cursor"), total, &mut pages);
+        println!(
+            "{order}: walk of all, {} pages\t{total}\t{:.0} in all",
+            pages.len(),
+            whole.as_secs_f64() * 1e3
+        );
+        Ok(())
+    }
+}
+
+fn print_row(label: &str, total: u64, took: &mut [Duration]) {
+    println!("{label}\t{total}\t{:.2}\t{:.2}", quantile_ms(took, 0.5), quantile_ms(took, 0.99));
+}
+
+/// A name whose order is not that of creation, and which nobody else of the `users` has.
+fn name(n: usize, users: usize) -> String {
+    // Multiplying by an odd number modulo a power of two is one to one.
+    let bits = users.next_power_of_two().ilog2().max(1);
+    let mixed = n.wrapping_mul(0x9E37_79B1) & ((1 << bits) - 1);
+    format!("{:08x}", mixed << (32 - bits.min(32)))
+}
+
+fn user(n: usize, users: usize) -> Value {
+    let name = name(n, users);
+    json!({
+        "schemas": ["urn:ietf:params:scim:schemas:core:2.0:User", ENTERPRISE],
+        "userName": name,
+        "externalId": format!("e-{n}"),
+        // Most, but not all.
+        "active": !n.is_multiple_of(11),
+        "displayName": format!("User {n} of the bench"),
+        "title": format!("Title {}", n % 7),
+        "name": { "givenName": "Bench", "familyName": format!("User {n}") },
+        "emails": [
+            { "value": format!("{n}@home.test"), "type": "home" },
+            { "value": format!("{name}@bench.test"), "type": "work", "primary": true },
+        ],
+        ENTERPRISE: { "employeeNumber": n.to_string(), "department": format!("Department {}", n % DEPARTMENTS) },
+    })
+}
+
+/// Percent-encodes everything that is not a letter or a digit.
+fn encode(text: &str) -> String {
+    text.bytes()
+        .map(|b| if b.is_ascii_alphanumeric() { char::from(b).to_string() } else { format!("%{b:02X}") })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_differ() {
+        let names: std::collections::BTreeSet<String> = (0..5_000).map(|n| name(n, 5_000)).collect();
+        assert_eq!(names.len(), 5_000);
+    }
+}
