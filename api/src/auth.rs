@@ -10,7 +10,7 @@ use std::sync::Arc;
 use annals_domain::event::{Actor, Cause};
 use annals_domain::ids::{ResourceId, TenantId};
 use annals_domain::scim::dialect::{Client, Dialect, Profile, Quirk};
-use annals_domain::scim::schema::ResourceType;
+use annals_domain::scim::schema::{Registry, ResourceType};
 use annals_domain::tenant::Scope;
 use annals_store::tenants::{Authentication, Principal};
 use axum::extract::FromRequestParts;
@@ -34,6 +34,8 @@ pub(crate) struct Caller {
     pub(crate) principal: Arc<Principal>,
     /// The absolute URI in front of `/Users`.
     pub(crate) base: Arc<str>,
+    /// The tenant's schemas, the same throughout the request.
+    pub(crate) registry: Arc<Registry>,
     context: Arc<RequestContext>,
 }
 
@@ -135,6 +137,8 @@ pub(crate) struct Visitor {
     pub(crate) caller: Option<Caller>,
     /// The absolute URI in front of `/Users`.
     pub(crate) base: Arc<str>,
+    /// The schemas of the tenant that the token or the path names, or what every tenant has.
+    pub(crate) registry: Arc<Registry>,
 }
 
 impl FromRequestParts<App> for Visitor {
@@ -144,11 +148,19 @@ impl FromRequestParts<App> for Visitor {
         if caller.is_none() && !app.options.discovery_public {
             return Err(no_credentials());
         }
-        let base = match &caller {
-            Some(caller) => caller.base.clone(),
-            None => base_of(parts, &app.options).await?,
+        let (base, registry) = match &caller {
+            Some(caller) => (caller.base.clone(), caller.registry.clone()),
+            None => {
+                let tenant =
+                    path_param(parts, "tenant").await?.and_then(|tenant| TenantId::new(&tenant).ok());
+                let registry = match tenant {
+                    Some(tenant) => app.store.registry_of(&tenant).await?,
+                    None => Registry::standard(),
+                };
+                (base_of(parts, &app.options).await?, registry)
+            }
         };
-        Ok(Visitor { caller, base })
+        Ok(Visitor { caller, base, registry })
     }
 }
 
@@ -195,7 +207,29 @@ pub(crate) async fn authenticate(parts: &mut Parts, app: &App) -> Result<Option<
         })?;
     }
     let base = base_of(parts, &app.options).await?;
-    Ok(Some(Caller { principal, base, context }))
+    let registry = match context.registry.get() {
+        Some(registry) => registry.clone(),
+        None => app.store.registry_of(&principal.tenant).await?,
+    };
+    let registry = context.registry.get_or_init(|| registry).clone();
+    Ok(Some(Caller { principal, base, registry, context }))
+}
+
+/// The schemas of the request's tenant; without a valid token those that every tenant has, as whoever needs
+/// more is refused anyway.
+pub(crate) fn registry(parts: &Parts) -> Arc<Registry> {
+    let context = parts.extensions.get::<Arc<RequestContext>>();
+    context.and_then(|context| context.registry.get().cloned()).unwrap_or_else(Registry::standard)
+}
+
+/// EP-006: a strict client may not spell a path in another case than ours.
+pub(crate) fn refuse_respelt(parts: &Parts) -> Result<()> {
+    let context = parts.extensions.get::<Arc<RequestContext>>();
+    let principal = context.and_then(|context| context.principal.get());
+    if principal.is_some_and(|principal| principal.connection.client.profile == Profile::Strict) {
+        return Err(ApiError::not_found("no such path; upper and lower case differ"));
+    }
+    Ok(())
 }
 
 /// How a token was given.

@@ -32,7 +32,7 @@ pub(crate) async fn bulk(
 ) -> Result<Response> {
     check_accept(&line.headers, caller.is_strict())?;
     let idempotency = idempotency(&line, Some(&body.digest))?;
-    let registry = app.store.registry().clone();
+    let registry = caller.registry.clone();
     let mut dialect = caller.dialect();
     let plan = Arc::new(plan(&registry, body.json, app.options.bulk_operations_max, &mut dialect)?);
     let job = Job { app: &app, caller: &caller, registry: &registry, plan: &plan, dialect };

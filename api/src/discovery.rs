@@ -70,54 +70,42 @@ pub(crate) async fn config(
 }
 
 /// `GET /ResourceTypes`.
-pub(crate) async fn resource_types(
-    State(app): State<App>,
-    visitor: Visitor,
-    headers: HeaderMap,
-    query: Query,
-) -> Result<Response> {
+pub(crate) async fn resource_types(visitor: Visitor, headers: HeaderMap, query: Query) -> Result<Response> {
     refuse_filter(&query)?;
-    let all = app.store.registry().resource_types().map(|rt| resource_type_json(rt, &visitor));
+    let all = visitor.registry.resource_types().map(|rt| resource_type_json(rt, &visitor));
     Ok(answer_list(&headers, &visitor, "/ResourceTypes", all.collect()))
 }
 
 /// `GET /ResourceTypes/{id}`.
 pub(crate) async fn resource_type(
-    State(app): State<App>,
     visitor: Visitor,
     Named(id): Named,
     headers: HeaderMap,
     query: Query,
 ) -> Result<Response> {
     refuse_filter(&query)?;
-    let found = app.store.registry().resource_type(&id);
+    let found = visitor.registry.resource_type(&id);
     let found = found.ok_or_else(|| ApiError::not_found("no such resource type"))?;
     let path = format!("/ResourceTypes/{}", found.name);
     Ok(answer(&headers, &visitor, &path, resource_type_json(found, &visitor)))
 }
 
 /// `GET /Schemas`.
-pub(crate) async fn schemas(
-    State(app): State<App>,
-    visitor: Visitor,
-    headers: HeaderMap,
-    query: Query,
-) -> Result<Response> {
+pub(crate) async fn schemas(visitor: Visitor, headers: HeaderMap, query: Query) -> Result<Response> {
     refuse_filter(&query)?;
-    let all = app.store.registry().schemas().map(|schema| schema_json(schema, &visitor));
+    let all = visitor.registry.schemas().map(|schema| schema_json(schema, &visitor));
     Ok(answer_list(&headers, &visitor, "/Schemas", all.collect()))
 }
 
 /// `GET /Schemas/{urn}`, compared without case (DI-006).
 pub(crate) async fn schema(
-    State(app): State<App>,
     visitor: Visitor,
     Named(id): Named,
     headers: HeaderMap,
     query: Query,
 ) -> Result<Response> {
     refuse_filter(&query)?;
-    let found = app.store.registry().schema(&id);
+    let found = visitor.registry.schema(&id);
     let found = found.ok_or_else(|| ApiError::not_found("no such schema"))?;
     let path = format!("/Schemas/{}", found.id);
     Ok(answer(&headers, &visitor, &path, schema_json(found, &visitor)))

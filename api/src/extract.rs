@@ -20,6 +20,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::app::{ApiOptions, App};
+use crate::auth::{refuse_respelt, registry};
 use crate::error::{ApiError, Result};
 use crate::json;
 
@@ -39,14 +40,16 @@ pub(crate) async fn path_param(parts: &mut Parts, name: &str) -> Result<Option<S
 /// The resource type that the path names.
 pub(crate) struct Endpoint(pub(crate) Arc<ResourceType>);
 
-impl FromRequestParts<App> for Endpoint {
+impl<S: Sync> FromRequestParts<S> for Endpoint {
     type Rejection = ApiError;
-    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self> {
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self> {
         let name = path_param(parts, "endpoint").await?.unwrap_or_default();
-        match app.store.registry().by_endpoint(&name) {
-            Some(resource_type) => Ok(Endpoint(resource_type.clone())),
-            None => Err(ApiError::not_found("no such path")),
+        let unknown = || ApiError::not_found("no such path");
+        let resource_type = registry(parts).by_endpoint(&name).cloned().ok_or_else(unknown)?;
+        if name != resource_type.endpoint.trim_start_matches('/') {
+            refuse_respelt(parts)?;
         }
+        Ok(Endpoint(resource_type))
     }
 }
 
@@ -58,10 +61,10 @@ pub(crate) struct Target {
     pub(crate) id: ResourceId,
 }
 
-impl FromRequestParts<App> for Target {
+impl<S: Sync> FromRequestParts<S> for Target {
     type Rejection = ApiError;
-    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self> {
-        let Endpoint(resource_type) = Endpoint::from_request_parts(parts, app).await?;
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self> {
+        let Endpoint(resource_type) = Endpoint::from_request_parts(parts, state).await?;
         let id = path_param(parts, "id").await?.unwrap_or_default();
         Ok(Target { resource_type, id: ResourceId::from_text(&id) })
     }
@@ -282,7 +285,7 @@ async fn limit(parts: &mut Parts, app: &App) -> Result<(usize, &'static str)> {
     let changes = parts.method == Method::PUT || parts.method == Method::PATCH;
     let has_members = match path_param(parts, "endpoint").await? {
         Some(name) if changes => {
-            app.store.registry().by_endpoint(&name).is_some_and(|rt| rt.link_attribute().is_some())
+            registry(parts).by_endpoint(&name).is_some_and(|rt| rt.link_attribute().is_some())
         }
         _ => false,
     };

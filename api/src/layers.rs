@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use annals_domain::scim::dialect::ResponseMediaType;
+use annals_domain::scim::schema::Registry;
 use annals_store::tenants::Principal;
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::header::{ACCEPT, CONTENT_TYPE};
@@ -34,6 +35,8 @@ pub(crate) struct RequestContext {
     pub(crate) traceparent: Option<String>,
     /// Whose it turned out to be.
     pub(crate) principal: OnceLock<Arc<Principal>>,
+    /// The schemas that its tenant has.
+    pub(crate) registry: OnceLock<Arc<Registry>>,
 }
 
 /// Marks a request whose path was spelt in another case than ours: a strict client may not.
@@ -47,6 +50,7 @@ pub(crate) async fn observe(State(app): State<App>, mut request: Request, next: 
         id: request_id(request.headers()).unwrap_or_else(|| new_request_id(&app)),
         traceparent: traceparent(request.headers()),
         principal: OnceLock::new(),
+        registry: OnceLock::new(),
     });
     request.extensions_mut().insert(context.clone());
     let method = request.method().clone();
@@ -158,7 +162,8 @@ pub(crate) fn canonical_uri(uri: &Uri, endpoints: &[String]) -> Option<(Uri, boo
         _ => segments.len(),
     };
     let ours = |segment: &str| endpoints.iter().find(|e| e.eq_ignore_ascii_case(segment));
-    if segments.get(base).is_some_and(|segment| ours(segment).is_some()) {
+    // What looks like a version is one; everything else may be a tenant's own endpoint.
+    if segments.get(base).is_some_and(|segment| !is_version(segment)) {
         segments.insert(base, "v2");
     }
     let mut respelt = false;
@@ -180,6 +185,12 @@ pub(crate) fn canonical_uri(uri: &Uri, endpoints: &[String]) -> Option<(Uri, boo
     Some((Uri::from_parts(parts).ok()?, respelt))
 }
 
+/// `v2`, `V10`.
+fn is_version(segment: &str) -> bool {
+    let digits = segment.strip_prefix(['v', 'V']).unwrap_or_default();
+    !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -199,7 +210,7 @@ mod tests {
         assert_eq!(of("/scim/Users/1"), Some(("/scim/v2/Users/1".into(), false)));
         assert_eq!(of("/t/acme/scim/Schemas"), Some(("/t/acme/scim/v2/Schemas".into(), false)));
         assert_eq!(of("/scim/v1/Users"), None);
-        assert_eq!(of("/scim/nope"), None);
+        assert_eq!(of("/scim/Devices"), Some(("/scim/v2/Devices".into(), false)));
         assert_eq!(of("/"), None);
     }
 

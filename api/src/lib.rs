@@ -24,6 +24,7 @@ mod verify;
 use std::convert::Infallible;
 
 use annals_domain::scim::error::ScimType;
+use annals_domain::scim::schema::Registry;
 use axum::Router;
 use axum::extract::Request;
 use axum::http::header::{AUTHORIZATION, COOKIE};
@@ -105,8 +106,7 @@ pub fn router(app: App) -> Router {
     // Paths are brought to our spelling before they are routed.
     let fixed = scim_table().into_iter().map(|(path, ..)| path.trim_start_matches('/'));
     let mut endpoints: Vec<String> = fixed.filter(|path| plain(path)).map(str::to_owned).collect();
-    let types = app.store.registry().resource_types();
-    endpoints.extend(types.map(|rt| rt.endpoint.trim_start_matches('/').to_owned()));
+    endpoints.extend(Registry::standard().resource_types().map(|rt| rt.endpoint[1..].to_owned()));
     let respell = move |mut request: Request| {
         if let Some((uri, respelt)) = layers::canonical_uri(request.uri(), &endpoints) {
             *request.uri_mut() = uri;

@@ -21,8 +21,7 @@ impl FromRequestParts<App> for Me {
         let caller = crate::auth::authenticate(parts, app).await?.ok_or_else(no_credentials)?;
         let user =
             subject(app, &caller).await?.ok_or_else(|| ApiError::not_found("this token is no user's"))?;
-        let registry = app.store.registry();
-        let resource_type = registry.resource_type(&user.resource_type).cloned();
+        let resource_type = caller.registry.resource_type(&user.resource_type).cloned();
         let resource_type = resource_type.ok_or_else(|| ApiError::not_found("there are no users"))?;
         Ok(Me(Target { resource_type, id: user.id }))
     }

@@ -31,9 +31,9 @@ pub(crate) async fn get(
     line: RequestLine,
 ) -> Result<Response> {
     check_accept(&line.headers, caller.is_strict())?;
-    let projection = projection(&app, &caller, &target, &query)?;
+    let projection = projection(&caller, &target, &query)?;
     let live = match app.store.state(caller.tenant(), &target.id).await? {
-        Some(state) => Live::of_state(app.store.registry(), state),
+        Some(state) => Live::of_state(&caller.registry, state),
         None => None,
     };
     let live = live.filter(|live| live.resource_type.name == target.resource_type.name);
@@ -57,7 +57,7 @@ pub(crate) async fn create(
     check_accept(&line.headers, caller.is_strict())?;
     let id = ResourceId::from_uuid(app.store.entropy().uuid_v7(app.store.now()));
     let target = Target { resource_type, id: id.clone() };
-    let projection = projection(&app, &caller, &target, &query)?;
+    let projection = projection(&caller, &target, &query)?;
     let command = Command::Create { id, body: body.json, client: caller.client().clone() };
     let change = Change { target, command, operation: "create", quirks: BTreeSet::new() };
     let executed = change.execute(&app, &caller, &line, Some(&body.digest)).await?;
@@ -75,7 +75,7 @@ pub(crate) async fn replace(
     body: ScimBody,
 ) -> Result<Response> {
     check_accept(&line.headers, caller.is_strict())?;
-    let projection = projection(&app, &caller, &target, &query)?;
+    let projection = projection(&caller, &target, &query)?;
     let command =
         Command::Replace { id: target.id.clone(), body: body.json, client: caller.client().clone() };
     let change = Change { target, command, operation: "replace", quirks: BTreeSet::new() };
@@ -94,7 +94,7 @@ pub(crate) async fn patch(
     body: ScimBody,
 ) -> Result<Response> {
     check_accept(&line.headers, caller.is_strict())?;
-    let projection = projection(&app, &caller, &target, &query)?;
+    let projection = projection(&caller, &target, &query)?;
     let mut dialect = caller.dialect();
     let operations = parse_request(&body.json, &mut dialect)?;
     let asked = projection.is_explicit() || wants_representation(&line.headers);
@@ -123,10 +123,10 @@ pub(crate) async fn delete(
     Ok(response)
 }
 
-fn projection(app: &App, caller: &Caller, target: &Target, query: &Query) -> Result<Projection> {
+fn projection(caller: &Caller, target: &Target, query: &Query) -> Result<Projection> {
     let (attributes, excluded) = (query.list("attributes")?, query.list("excludedAttributes")?);
     Ok(Projection::new(
-        app.store.registry(),
+        &caller.registry,
         &target.resource_type,
         attributes.as_deref(),
         excluded.as_deref(),
@@ -183,7 +183,7 @@ enum Answer {
 
 async fn respond(app: &App, caller: &Caller, executed: Executed, answer: Answer) -> Result<Response> {
     let replayed = executed.replayed;
-    let Some(mut live) = Live::of_state(app.store.registry(), executed.state.clone()) else {
+    let Some(mut live) = Live::of_state(&caller.registry, executed.state.clone()) else {
         // Only a repeated request can meet this: what it did is undone by now.
         return Err(ApiError::not_found("the resource was deleted after this request was first carried out"));
     };

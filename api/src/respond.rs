@@ -149,7 +149,7 @@ impl Presenter<'_> {
     }
 
     fn group(&self, row: &GroupRow) -> Option<Value> {
-        let registry = self.app.store.registry();
+        let registry = &self.caller.registry;
         let rt = registry.resource_types().find(|rt| rt.link_attribute().is_some())?;
         let mut element = json!({
             "value": row.group,
@@ -201,7 +201,7 @@ impl Presenter<'_> {
         match state {
             Some(state) if state.deleted => return None,
             Some(state) if types.contains(&state.resource_type) => {
-                let rt = self.app.store.registry().resource_type(&state.resource_type);
+                let rt = self.caller.registry.resource_type(&state.resource_type);
                 if let Some(rt) = rt {
                     element.insert("$ref".to_owned(), json!(self.caller.location(rt, &state.id)));
                 }
@@ -414,7 +414,7 @@ impl Writer {
             true => self.store.displays(self.caller.tenant(), &ids).await?,
             false => HashMap::new(),
         };
-        let registry = self.store.registry();
+        let registry = &self.caller.registry;
         let element = |row: &MemberRow| {
             let mut element = json!({ "value": row.id });
             if let Some(rt) = registry.resource_type(&row.resource_type) {

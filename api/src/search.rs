@@ -71,7 +71,7 @@ pub(crate) async fn get_root(
 ) -> Result<Response> {
     check_accept(&headers, caller.is_strict())?;
     let ask = Ask::of_query(&query, Context::GET.root())?;
-    let types = app.store.registry().resource_types().cloned().collect();
+    let types = caller.registry.resource_types().cloned().collect();
     answer(&app, &caller, types, ask).await
 }
 
@@ -84,7 +84,7 @@ pub(crate) async fn post_root(
 ) -> Result<Response> {
     check_accept(&headers, caller.is_strict())?;
     let ask = Ask::of_body(&body.json, Context::BODY.root())?;
-    let types = app.store.registry().resource_types().cloned().collect();
+    let types = caller.registry.resource_types().cloned().collect();
     answer(&app, &caller, types, ask).await
 }
 
@@ -221,7 +221,7 @@ struct Part {
 }
 
 async fn answer(app: &App, caller: &Caller, types: Vec<Arc<ResourceType>>, ask: Ask) -> Result<Response> {
-    let registry = app.store.registry();
+    let registry = &*caller.registry;
     let mut dialect = caller.dialect();
     let filter = ask.filter.as_deref().map(|text| parse(text, Budget::default())).transpose()?;
     let mut parts = Vec::with_capacity(types.len());
@@ -316,7 +316,7 @@ async fn searched(app: &App, caller: &Caller, parts: &[Part], wanted: Wanted) ->
         timeout: app.options.search_timeout,
     };
     let page = app.store.search(&search).await?;
-    let registry = app.store.registry();
+    let registry = &*caller.registry;
     let found = page.found.into_iter().filter_map(|found| Live::of_found(registry, found)).collect();
     Ok(Page { total: u64::try_from(page.total).unwrap_or_default(), found, next: page.next })
 }
@@ -358,7 +358,7 @@ async fn looked_up(app: &App, caller: &Caller, parts: &[Part], wanted: &Wanted) 
             return Ok(None);
         }
         let states = app.store.states(caller.tenant(), &ids).await?;
-        let live = states.into_iter().filter_map(|state| Live::of_state(app.store.registry(), state));
+        let live = states.into_iter().filter_map(|state| Live::of_state(&caller.registry, state));
         let live: Vec<Live> = live.filter(|live| live.resource_type.name == rt.name).collect();
         let mut links = links(app, caller, part, filter, &live, &asked).await?;
         for live in live {
@@ -452,7 +452,7 @@ async fn links(
             }
         }
     } else if let Some(groups) = derived_links(rt) {
-        let group_type = app.store.registry().resource_types().find(|rt| rt.link_attribute().is_some());
+        let group_type = caller.registry.resource_types().find(|rt| rt.link_attribute().is_some());
         let ids = live.iter().map(|live| live.id.clone()).collect();
         for (at, row) in groups_of(&app.store, caller, ids).await?.into_iter().enumerate() {
             let location = group_type.map(|rt| caller.location(rt, &row.group));

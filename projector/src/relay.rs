@@ -24,6 +24,7 @@ use annals_bus::nats::{NatsError, Stop, StreamMessage};
 use annals_bus::{BusError, Nats, Progress, Result};
 use annals_domain::clock::Timestamp;
 use annals_domain::ids::{Position, TenantId};
+use annals_domain::scim::schema::Registry;
 use annals_store::{BusEpoch, Store, StoredEvent};
 use uuid::Uuid;
 
@@ -226,8 +227,11 @@ impl Relay {
     /// The messages of a page, each in the form its tenant wants.
     async fn messages(&self, events: Vec<StoredEvent>) -> Result<Vec<Message>> {
         let mut sealed: HashMap<TenantId, bool> = HashMap::new();
+        let mut registries: HashMap<TenantId, Arc<Registry>> = HashMap::new();
         for event in &events {
             if !sealed.contains_key(&event.tenant) {
+                let registry = self.store.registry_of(&event.tenant).await?;
+                registries.insert(event.tenant.clone(), registry);
                 let tenant = self.store.tenant(&event.tenant).await?;
                 let is_sealed = tenant.is_some_and(|tenant| tenant.settings.sealed_bus);
                 sealed.insert(event.tenant.clone(), is_sealed);
@@ -235,14 +239,16 @@ impl Relay {
         }
         let is_sealed = |event: &StoredEvent| sealed.get(&event.tenant).copied().unwrap_or(false);
         let (closed, open): (Vec<_>, Vec<_>) = events.into_iter().partition(is_sealed);
-        let (prefix, registry) = (self.nats.subject_prefix(), self.store.registry());
+        let prefix = self.nats.subject_prefix();
+        let standard = Registry::standard();
+        let registry = |tenant: &TenantId| &**registries.get(tenant).unwrap_or(&standard);
         let open = self.store.open_events(open).await?;
         let mut messages = Vec::with_capacity(closed.len() + open.len());
         for event in &open {
-            messages.push(message::encode(prefix, registry, event)?);
+            messages.push(message::encode(prefix, registry(&event.tenant), event)?);
         }
         for event in &closed {
-            messages.push(message::encode_stored(prefix, registry, event)?);
+            messages.push(message::encode_stored(prefix, registry(&event.tenant), event)?);
         }
         messages.sort_unstable_by_key(|message| message.position);
         Ok(messages)

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use annals_bus::nats::{NatsError, Stop};
 use annals_bus::{BusError, Nats, NatsOptions, Progress, message};
 use annals_domain::ids::Position;
+use annals_domain::scim::schema::Registry;
 use annals_projector::{LowestCheckpoint, Relay};
 use annals_store::{Store, StoreError};
 use annals_testkit::child::wait_for;
@@ -158,8 +159,8 @@ async fn a_stale_relay_is_refused_and_finds_its_way() {
 /// The messages from a sequence on, in a stream that began with the journal.
 async fn window(store: &Store, last_sequence: u64) -> Vec<message::Message> {
     let events = store.read_events(last_sequence as Position, 100).await.unwrap();
-    let registry = store.registry();
-    events.iter().map(|event| message::encode("annals.ev", registry, event).unwrap()).collect()
+    let registry = Registry::standard();
+    events.iter().map(|event| message::encode("annals.ev", &registry, event).unwrap()).collect()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -239,8 +239,10 @@ impl Store {
         {
             return Err(precondition_failed(request));
         }
-        let services =
-            Services { registry: self.registry().clone(), resource_type: request.resource_type.clone() };
+        let services = Services {
+            registry: self.registry_of(&request.tenant).await?,
+            resource_type: request.resource_type.clone(),
+        };
         let sink = EventSink::default();
         aggregate.handle(request.command.clone(), &services, &sink).await?;
         let events = sink.collect().await;

@@ -18,13 +18,13 @@ mod execute;
 mod pace;
 mod password;
 mod reactivate;
+mod registry;
 mod wake;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use annals_domain::clock::{Clock, Entropy, Timestamp};
-use annals_domain::scim::schema::Registry;
 
 pub use backend::Database;
 pub use bus_epoch::BusEpoch;
@@ -96,7 +96,6 @@ struct Inner {
     clock: Arc<dyn Clock>,
     entropy: Arc<dyn Entropy>,
     limits: Limits,
-    registry: Arc<Registry>,
     model: model::ModelCache,
     tenants: tenants::TenantCache,
     pacer: pace::Pacer,
@@ -134,7 +133,6 @@ impl Store {
                 clock: options.clock,
                 entropy: options.entropy,
                 limits: options.limits,
-                registry: Registry::standard(),
                 model: model::ModelCache::default(),
                 tenants: tenants::TenantCache::default(),
                 pacer: pace::Pacer::default(),
@@ -170,11 +168,6 @@ impl Store {
     /// The clock given at the start.
     pub fn clock(&self) -> &Arc<dyn Clock> {
         &self.inner.clock
-    }
-
-    /// The schemas of a tenant.
-    pub fn registry(&self) -> &Arc<Registry> {
-        &self.inner.registry
     }
 
     /// Bounds given at the start.

@@ -10,6 +10,7 @@ use annals_domain::ids::{ConnectionId, ResourceId, TenantId};
 use annals_domain::resource::Command;
 use annals_domain::scim::dialect::{Dialect, Profile};
 use annals_domain::scim::patch::parse_request;
+use annals_domain::scim::schema::Registry;
 use annals_domain::tenant::{App, Connection, Driver, Scope, TenantSettings};
 use annals_domain::view::LookupKind;
 use annals_store::tenants::Authentication;
@@ -89,10 +90,10 @@ fn acme() -> TenantId {
     TenantId::new("acme").unwrap()
 }
 
-fn request(store: &Store, resource_type: &str, id: &ResourceId, command: Command) -> Request {
+fn request(resource_type: &str, id: &ResourceId, command: Command) -> Request {
     Request {
         tenant: acme(),
-        resource_type: store.registry().resource_type(resource_type).unwrap().clone(),
+        resource_type: Registry::standard().resource_type(resource_type).unwrap().clone(),
         id: id.clone(),
         command,
         if_match: IfMatch::Absent,
@@ -113,7 +114,7 @@ fn new_id(store: &Store) -> ResourceId {
 async fn create(store: &Store, resource_type: &str, body: Value) -> Result<Executed, StoreError> {
     let id = new_id(store);
     let command = Command::Create { id: id.clone(), body, client: Profile::Generic.into() };
-    store.execute(request(store, resource_type, &id, command)).await
+    store.execute(request(resource_type, &id, command)).await
 }
 
 async fn user(store: &Store, name: &str) -> ResourceId {
@@ -138,11 +139,11 @@ async fn patch(
     id: &ResourceId,
     operations: Value,
 ) -> Result<Executed, StoreError> {
-    store.execute(request(store, resource_type, id, patch_command(id, operations))).await
+    store.execute(request(resource_type, id, patch_command(id, operations))).await
 }
 
 async fn delete(store: &Store, resource_type: &str, id: &ResourceId) -> Result<Executed, StoreError> {
-    store.execute(request(store, resource_type, id, Command::Delete)).await
+    store.execute(request(resource_type, id, Command::Delete)).await
 }
 
 async fn member_ids(store: &Store, group: &ResourceId) -> BTreeSet<ResourceId> {
@@ -325,12 +326,12 @@ async fn stale_versions_are_refused_with_if_match_and_retried_without(f: Fixture
     let store = &f.store;
     let id = user(store, "a").await;
     let title = |n: usize| json!([{"op": "replace", "path": "title", "value": format!("T{n}")}]);
-    let mut stale = request(store, "User", &id, patch_command(&id, title(0)));
+    let mut stale = request("User", &id, patch_command(&id, title(0)));
     stale.if_match = IfMatch::Versions(vec![9]);
     assert_eq!(status(store.execute(stale).await), 412);
     let mut tasks = tokio::task::JoinSet::new();
     for n in 0..10 {
-        let mut fresh = request(store, "User", &id, patch_command(&id, title(n)));
+        let mut fresh = request("User", &id, patch_command(&id, title(n)));
         fresh.if_match = IfMatch::Versions(vec![1]);
         let store = store.clone();
         tasks.spawn(async move { status(store.execute(fresh).await) });
@@ -340,7 +341,7 @@ async fn stale_versions_are_refused_with_if_match_and_retried_without(f: Fixture
     assert_eq!(answers[..2], [200, 412], "exactly one wins");
     let mut tasks = tokio::task::JoinSet::new();
     for n in 10..20 {
-        let free = request(store, "User", &id, patch_command(&id, title(n)));
+        let free = request("User", &id, patch_command(&id, title(n)));
         let store = store.clone();
         tasks.spawn(async move { status(store.execute(free).await) });
     }
@@ -371,7 +372,7 @@ async fn an_idempotency_key_is_carried_out_once(f: Fixture) {
             body: json!({ "userName": name }),
             client: Profile::Generic.into(),
         };
-        let mut request = request(store, "User", &id, command);
+        let mut request = request("User", &id, command);
         request.idempotency = Some(Idempotency { key: "k1".to_owned(), request: body.as_bytes().to_vec() });
         request
     };
@@ -560,17 +561,13 @@ async fn another_tenants_rows_are_invisible(f: Fixture) {
     assert!(store.members(&other, &crew, None, 10).await.unwrap().is_empty());
     assert!(store.groups_of(&other, std::slice::from_ref(&a)).await.unwrap().is_empty());
     assert!(store.find_by_lookup(&other, "User", LookupKind::UserName, "a").await.unwrap().is_empty());
-    let mut foreign = request(store, "User", &a, Command::Delete);
+    let mut foreign = request("User", &a, Command::Delete);
     foreign.tenant = other.clone();
     assert_eq!(status(store.execute(foreign).await), 404);
     let body = json!({"displayName": "theirs", "members": [{"value": a.as_str()}]});
     let id = new_id(store);
-    let mut theirs = request(
-        store,
-        "Group",
-        &id,
-        Command::Create { id: id.clone(), body, client: Profile::Generic.into() },
-    );
+    let mut theirs =
+        request("Group", &id, Command::Create { id: id.clone(), body, client: Profile::Generic.into() });
     theirs.tenant = other;
     assert_eq!(status(store.execute(theirs).await), 400, "a member of another tenant does not exist");
     assert_sound(store).await;
@@ -583,7 +580,7 @@ async fn a_put_replaces_the_members(f: Fixture) {
     let body = json!({"displayName": "crew", "members": [{"value": b.as_str()}, {"value": c.as_str()}]});
     let put = |body: Value| {
         let command = Command::Replace { id: crew.clone(), body, client: Profile::Generic.into() };
-        store.execute(request(store, "Group", &crew, command))
+        store.execute(request("Group", &crew, command))
     };
     assert!(put(body.clone()).await.unwrap().changed);
     assert_eq!(member_ids(store, &crew).await, [b, c].into_iter().collect());

@@ -8,6 +8,7 @@ use annals_domain::event::{Actor, Cause};
 use annals_domain::ids::{AppId, ResourceId, TenantId};
 use annals_domain::resource::Command;
 use annals_domain::scim::dialect::Profile;
+use annals_domain::scim::schema::Registry;
 use annals_domain::tenant::{App, Driver, TenantSettings};
 use annals_store::lanes::{
     ATTEMPTS_KEPT, DETAIL_BYTES_MAX, Delivery, DeliveryFilter, Finished, LANE_LOOK_MS, LaneKey, LaneKind,
@@ -546,7 +547,7 @@ async fn a_user(store: &Store, name: &str) -> ResourceId {
     let body = json!({ "userName": name });
     let request = Request {
         tenant: acme(),
-        resource_type: store.registry().resource_type("User").unwrap().clone(),
+        resource_type: Registry::standard().resource_type("User").unwrap().clone(),
         id: new.clone(),
         command: Command::Create { id: new, body, client: Profile::Generic.into() },
         if_match: IfMatch::Absent,
@@ -613,7 +614,7 @@ async fn an_app_is_backfilled_replayed_resent_and_removed(f: Fixture) {
     }
     assert_eq!(lanes(&f, LaneState::Idle).await, 5);
 
-    let remove = f.store.sweep_of(&acme(), &scim_app(), SweepMode::Remove);
+    let remove = f.store.sweep_of(&acme(), &scim_app(), SweepMode::Remove).await.unwrap();
     let at = f.store.planner_checkpoint().await.unwrap().position;
     f.store.plan(at, at + 1, &[], &[remove]).await.unwrap();
     sweep(&f).await;

@@ -12,7 +12,7 @@ use annals_domain::resource::Command;
 use annals_domain::scim::dialect::{Dialect, Profile};
 use annals_domain::scim::filter::{Bound, Budget, Context, Subject, bind, matches, parse};
 use annals_domain::scim::resource::{Change, Document};
-use annals_domain::scim::schema::ENTERPRISE_USER;
+use annals_domain::scim::schema::{ENTERPRISE_USER, Registry};
 use annals_domain::scim::sort::{Place, Sort, SortValue};
 use annals_domain::tenant::TenantSettings;
 use annals_domain::view::{IndexRow, index_rows};
@@ -222,16 +222,17 @@ impl Script {
     }
 }
 
-fn bound(store: &Store, resource_type: &str, filter: &str, profile: Profile) -> Result<Bound, u16> {
+fn bound(resource_type: &str, filter: &str, profile: Profile) -> Result<Bound, u16> {
     let filter = parse(filter, Budget::default()).map_err(|e| e.status)?;
-    let rt = store.registry().resource_type(resource_type).unwrap();
-    bind(&filter, store.registry(), rt, Context::GET, &mut Dialect::new(profile)).map_err(|e| e.status)
+    let registry = Registry::standard();
+    let rt = registry.resource_type(resource_type).unwrap();
+    bind(&filter, &registry, rt, Context::GET, &mut Dialect::new(profile)).map_err(|e| e.status)
 }
 
-fn search(store: &Store, tenant: &TenantId, resource_type: &str, filter: Option<Bound>) -> Search {
+fn search(tenant: &TenantId, resource_type: &str, filter: Option<Bound>) -> Search {
     Search {
         tenant: tenant.clone(),
-        resource_types: vec![store.registry().resource_type(resource_type).unwrap().clone()],
+        resource_types: vec![Registry::standard().resource_type(resource_type).unwrap().clone()],
         filter,
         sort: None,
         start_index: 1,
@@ -247,8 +248,8 @@ fn ids(page: &SearchPage) -> Vec<&str> {
 }
 
 async fn find(store: &Store, resource_type: &str, filter: &str) -> Vec<String> {
-    let filter = bound(store, resource_type, filter, Profile::Generic).unwrap();
-    let page = store.search(&search(store, &acme(), resource_type, Some(filter))).await.unwrap();
+    let filter = bound(resource_type, filter, Profile::Generic).unwrap();
+    let page = store.search(&search(&acme(), resource_type, Some(filter))).await.unwrap();
     assert_eq!(page.total as usize, page.found.len());
     ids(&page).into_iter().map(str::to_owned).collect()
 }
@@ -413,9 +414,9 @@ async fn the_filters_of_the_reference_find_what_they_should(f: Fixture) {
         (r#"ims[type eq "x"]"#, Ok(&[])),
     ];
     for (filter, expected) in users {
-        let found = match bound(&f.store, "User", filter, Profile::Generic) {
+        let found = match bound("User", filter, Profile::Generic) {
             Ok(filter) => {
-                let page = f.store.search(&search(&f.store, &acme(), "User", Some(filter))).await.unwrap();
+                let page = f.store.search(&search(&acme(), "User", Some(filter))).await.unwrap();
                 Ok(ids(&page).into_iter().map(str::to_owned).collect::<Vec<_>>())
             }
             Err(_) => Err(()),
@@ -433,9 +434,9 @@ async fn the_filters_of_the_reference_find_what_they_should(f: Fixture) {
         (r#"emails[primary eq "True"]"#, &["u1"]),
         (r#"id eq "u1" and manager eq "u2""#, &["u1"]),
     ] {
-        assert!(bound(&f.store, "User", filter, Profile::Strict).is_err(), "{filter}");
-        let entra = bound(&f.store, "User", filter, Profile::Entra).unwrap();
-        let page = f.store.search(&search(&f.store, &acme(), "User", Some(entra))).await.unwrap();
+        assert!(bound("User", filter, Profile::Strict).is_err(), "{filter}");
+        let entra = bound("User", filter, Profile::Entra).unwrap();
+        let page = f.store.search(&search(&acme(), "User", Some(entra))).await.unwrap();
         assert_eq!(ids(&page), expected, "{filter}");
     }
     for (filter, expected) in [
@@ -451,7 +452,7 @@ async fn the_filters_of_the_reference_find_what_they_should(f: Fixture) {
         (r#"not (members.value eq "g1")"#, &["g1"]),
         (r#"groups.value eq "g2""#, &["g1"]),
     ] {
-        match bound(&f.store, "Group", filter, Profile::Generic) {
+        match bound("Group", filter, Profile::Generic) {
             Ok(_) => assert_eq!(find(&f.store, "Group", filter).await, expected, "{filter}"),
             Err(_) => assert!(filter.starts_with("groups"), "{filter}"),
         }
@@ -459,13 +460,13 @@ async fn the_filters_of_the_reference_find_what_they_should(f: Fixture) {
     // On all types at once (F61, F62): what a type does not have has no value.
     for (filter, expected) in [(r#"displayName sw "o""#, ["g1", "g2"].as_slice()), ("title pr", &["u1"])] {
         let mut either = Vec::new();
-        let mut all = search(&f.store, &acme(), "User", None);
-        all.resource_types = f.store.registry().resource_types().cloned().collect();
+        let mut all = search(&acme(), "User", None);
+        all.resource_types = Registry::standard().resource_types().cloned().collect();
         for rt in &all.resource_types {
             let parsed = parse(filter, Budget::default()).unwrap();
             let context = Context::GET.root();
             let mut dialect = Dialect::new(Profile::Generic);
-            let own = bind(&parsed, f.store.registry(), rt, context, &mut dialect).unwrap();
+            let own = bind(&parsed, &Registry::standard(), rt, context, &mut dialect).unwrap();
             let target = annals_domain::scim::filter::Target::ResourceType;
             let op = annals_domain::scim::filter::TestOp::Eq(rt.name.clone());
             let of_type = Bound::Test(annals_domain::scim::filter::Test { target, op });
@@ -509,7 +510,7 @@ async fn a_page_applied_again_changes_nothing(f: Fixture) {
         assert_eq!(find(&f.store, "User", "userName pr").await, ["u1"]);
         assert_eq!(find(&f.store, "Group", r#"members.value eq "u1""#).await, ["g1"]);
         assert_eq!(find(&f.store, "Group", r#"members.value eq "u2""#).await, [] as [&str; 0]);
-        let page = f.store.search(&search(&f.store, &acme(), "User", None)).await.unwrap();
+        let page = f.store.search(&search(&acme(), "User", None)).await.unwrap();
         let (u1, at) = (&page.found[0], events[1].at);
         assert_eq!((u1.version, u1.modified, u1.created), (2, at, events[0].at));
         f.meddle("UPDATE checkpoint SET position = 0", "UPDATE model.checkpoint SET position = 0").await;
@@ -613,7 +614,7 @@ async fn pages_are_counted_and_cut(f: Fixture) {
     }
     script.apply(&f.store).await;
     let page = async |start_index: usize, count: usize, filter: Option<Bound>| {
-        let search = Search { start_index, count, ..search(&f.store, &acme(), "User", filter) };
+        let search = Search { start_index, count, ..search(&acme(), "User", filter) };
         let page = f.store.search(&search).await.unwrap();
         (page.total, ids(&page).join(" "))
     };
@@ -623,10 +624,10 @@ async fn pages_are_counted_and_cut(f: Fixture) {
     assert_eq!(page(26, 10, None).await, (25, String::new()));
     assert_eq!(page(1, 0, None).await, (25, String::new()));
     assert_eq!(page(1, 25, None).await.0, 25);
-    let active = bound(&f.store, "User", "active eq true", Profile::Generic).unwrap();
+    let active = bound("User", "active eq true", Profile::Generic).unwrap();
     assert_eq!(page(12, 5, Some(active.clone())).await, (13, "u22 u24".to_owned()));
     assert_eq!(page(1, 0, Some(active)).await, (13, String::new()));
-    let none = Search { resource_types: Vec::new(), ..search(&f.store, &acme(), "User", None) };
+    let none = Search { resource_types: Vec::new(), ..search(&acme(), "User", None) };
     assert_eq!(f.store.search(&none).await.unwrap(), SearchPage { total: 0, found: Vec::new(), next: None });
 }
 
@@ -642,7 +643,7 @@ async fn pages_are_served_by_an_index(f: Fixture) {
         );
     }
     script.apply(&f.store).await;
-    let rt = f.store.registry().resource_type("User").unwrap().clone();
+    let rt = Registry::standard().resource_type("User").unwrap().clone();
     let sorted =
         |value: &str| Place::Sorted { value: Some(SortValue::Text(value.to_owned())), id: id("u2500") };
     let cases = [
@@ -661,10 +662,10 @@ async fn pages_are_served_by_an_index(f: Fixture) {
     {
         let mut dialect = Dialect::new(Profile::Generic);
         let sort =
-            by.map(|by| Sort::bind(by, Some(order), f.store.registry(), &[&*rt], &mut dialect).unwrap());
-        let filter = filter.map(|text| bound(&f.store, "User", text, Profile::Generic).unwrap());
+            by.map(|by| Sort::bind(by, Some(order), &Registry::standard(), &[&*rt], &mut dialect).unwrap());
+        let filter = filter.map(|text| bound("User", text, Profile::Generic).unwrap());
         let few = filter.is_some();
-        let query = Search { sort, after: Some(after), ..search(&f.store, &acme(), "User", filter) };
+        let query = Search { sort, after: Some(after), ..search(&acme(), "User", filter) };
         let plans = f.store.explain_search(&query).await.unwrap();
         // The first plan counts; the next one is for few matches.
         let walks: Vec<&[String]> = plans.split(String::is_empty).skip(1 + usize::from(few)).collect();
@@ -722,12 +723,8 @@ async fn references_compare_by_type_and_id(f: Fixture) {
     assert_eq!(of("https://any.host/scim/v2/Groups/g1").await, ["g2"]);
     assert_eq!(of("https://any.host/scim/v2/Groups/u1").await, [] as [&str; 0]);
     assert_eq!(of("u1").await, [] as [&str; 0]);
-    let search = search(
-        &f.store,
-        &acme(),
-        "Group",
-        Some(bound(&f.store, "Group", r#"members.$ref co "x""#, Profile::Generic).unwrap()),
-    );
+    let search =
+        search(&acme(), "Group", Some(bound("Group", r#"members.$ref co "x""#, Profile::Generic).unwrap()));
     assert!(matches!(f.store.search(&search).await, Err(StoreError::Refused(_))));
 }
 
@@ -740,8 +737,8 @@ async fn another_tenants_rows_are_invisible(f: Fixture) {
         [r#"userName eq "bo""#, "not (title pr)", "title eq null", r#"groups.value eq "g1""#, "groups pr"]
     {
         assert!(!find(&f.store, "User", filter).await.contains(&"o1".to_owned()), "{filter}");
-        let bound = bound(&f.store, "User", filter, Profile::Generic).unwrap();
-        let page = f.store.search(&search(&f.store, &other.tenant, "User", Some(bound))).await.unwrap();
+        let bound = bound("User", filter, Profile::Generic).unwrap();
+        let page = f.store.search(&search(&other.tenant, "User", Some(bound))).await.unwrap();
         assert_eq!(ids(&page), ["o1"], "{filter}");
     }
     let names = f.store.displays(&other.tenant, &[id("u1"), id("o1")]).await.unwrap();
@@ -765,7 +762,7 @@ async fn begin(f: &Fixture) {
 async fn execute(store: &Store, resource_type: &str, entity: &ResourceId, command: Command) {
     let request = Request {
         tenant: acme(),
-        resource_type: store.registry().resource_type(resource_type).unwrap().clone(),
+        resource_type: Registry::standard().resource_type(resource_type).unwrap().clone(),
         id: entity.clone(),
         command,
         if_match: IfMatch::Absent,
@@ -811,8 +808,8 @@ async fn found(store: &Store, resource_type: &str, filter: &str) -> Vec<Resource
 async fn a_query_waits_for_the_tenants_head(f: Fixture) {
     begin(&f).await;
     let anna = create(&f.store, "User", json!({ "userName": "anna", "title": "Boss" })).await;
-    let filter = bound(&f.store, "User", r#"title eq "boss""#, Profile::Generic).unwrap();
-    let mut query = search(&f.store, &acme(), "User", Some(filter));
+    let filter = bound("User", r#"title eq "boss""#, Profile::Generic).unwrap();
+    let mut query = search(&acme(), "User", Some(filter));
     query.timeout = Duration::from_millis(60);
     match f.store.search(&query).await {
         Err(StoreError::Busy { retry_after_s, .. }) => assert!(retry_after_s > 0),
@@ -837,7 +834,7 @@ async fn a_query_of_a_restored_journal_waits_for_its_rebuild(f: Fixture) {
     f.meddle("UPDATE pointer SET journal_epoch = 0", "UPDATE model.pointer SET journal_epoch = 0").await;
     let health = f.store.model_health().await.unwrap();
     assert!(health.rebuild_needed && !health.answers);
-    let mut query = search(&f.store, &acme(), "User", None);
+    let mut query = search(&acme(), "User", None);
     query.timeout = Duration::from_millis(60);
     assert!(matches!(f.store.search(&query).await, Err(StoreError::Busy { .. })));
     assert_eq!(rebuild(&f.store).await, Switched::Live(2));
@@ -938,7 +935,7 @@ async fn rebuild(store: &Store) -> Switched {
 async fn everything(store: &Store) -> String {
     let mut out = String::new();
     for rt in ["User", "Group"] {
-        let page = store.search(&Search { count: 1_000, ..search(store, &acme(), rt, None) }).await.unwrap();
+        let page = store.search(&Search { count: 1_000, ..search(&acme(), rt, None) }).await.unwrap();
         for found in &page.found {
             out.push_str(&format!("{found:?}\n"));
             for (of, attribute) in [("User", "groups.value"), ("Group", "members.value")] {
@@ -1100,7 +1097,7 @@ async fn measure(f: Fixture) {
             let at = script.position as usize + n;
             script.user(name, typical_user(at));
         }
-        let rt = f.store.registry().resource_type("User").unwrap();
+        let rt = &Registry::standard().resource_type("User").unwrap().clone();
         rows += index_rows(rt, &document(typical_user(0))).len() * page.len();
         let begun = std::time::Instant::now();
         script.apply(&f.store).await;
@@ -1133,8 +1130,8 @@ async fn measure(f: Fixture) {
         r#"active eq true"#,
         r#"title eq "x" or externalId eq "00u0000000007""#,
     ] {
-        let bound = bound(&f.store, "User", filter, Profile::Generic).unwrap();
-        let query = search(&f.store, &acme(), "User", Some(bound));
+        let bound = bound("User", filter, Profile::Generic).unwrap();
+        let query = search(&acme(), "User", Some(bound));
         f.store.search(&query).await.unwrap();
         let begun = std::time::Instant::now();
         let total = f.store.search(&query).await.unwrap().total;

@@ -76,7 +76,7 @@ impl Planner {
             at.apps
         };
         let wishes = wishes(&apps, &events);
-        let sweeps = self.sweeps(&apps, &events);
+        let sweeps = self.sweeps(&apps, &events).await?;
         match self.store.plan(at.position, upto, &wishes, &sweeps).await? {
             Planned::Advanced(position) => {
                 tracing::debug!(position, wishes = wishes.len(), "planned");
@@ -118,7 +118,11 @@ impl Planner {
     }
 
     /// What follows for all lanes of an app from its own events.
-    fn sweeps(&self, apps: &[(TenantId, App)], events: &[Recorded]) -> Vec<SweepWish> {
+    async fn sweeps(
+        &self,
+        apps: &[(TenantId, App)],
+        events: &[Recorded],
+    ) -> Result<Vec<SweepWish>, WorkerError> {
         let mut sweeps: Vec<SweepWish> = Vec::new();
         for event in events.iter().filter(|event| event.stream.resource_type == App::TYPE) {
             let known = apps.iter().find(|(tenant, app)| {
@@ -126,15 +130,15 @@ impl Planner {
             });
             let wish = match (&event.body, known) {
                 (Body::Open(Event::Created { .. }), Some((tenant, app))) => {
-                    backfill(&self.store, tenant, app, SweepMode::Backfill)
+                    backfill(&self.store, tenant, app, SweepMode::Backfill).await?
                 }
                 (Body::Open(Event::Changed { changes }), Some((tenant, app))) => {
                     let touches = |part: &str| changes.iter().any(|change| change.path.starts_with(part));
                     if touches("driver") {
                         // Another target has none of it.
-                        backfill(&self.store, tenant, app, SweepMode::Resend)
+                        backfill(&self.store, tenant, app, SweepMode::Resend).await?
                     } else if touches("resourceTypes") {
-                        backfill(&self.store, tenant, app, SweepMode::Backfill)
+                        backfill(&self.store, tenant, app, SweepMode::Backfill).await?
                     } else {
                         None
                     }
@@ -144,13 +148,21 @@ impl Planner {
             };
             sweeps.extend(wish);
         }
-        sweeps
+        Ok(sweeps)
     }
 }
 
 /// A state target gets everything that exists; a log target begins with what happens next.
-fn backfill(store: &Store, tenant: &TenantId, app: &App, mode: SweepMode) -> Option<SweepWish> {
-    (LaneKind::of(app) == LaneKind::State).then(|| store.sweep_of(tenant, app, mode))
+async fn backfill(
+    store: &Store,
+    tenant: &TenantId,
+    app: &App,
+    mode: SweepMode,
+) -> Result<Option<SweepWish>, WorkerError> {
+    match LaneKind::of(app) {
+        LaneKind::State => Ok(Some(store.sweep_of(tenant, app, mode).await?)),
+        LaneKind::Log => Ok(None),
+    }
 }
 
 fn removal(tenant: &TenantId, event: &Recorded) -> Option<SweepWish> {

@@ -12,6 +12,7 @@ use annals_domain::event::{Actor, Cause, Recorded};
 use annals_domain::ids::{Position, ResourceId, TenantId};
 use annals_domain::resource::Command;
 use annals_domain::scim::dialect::Profile;
+use annals_domain::scim::schema::Registry;
 use annals_domain::tenant::TenantSettings;
 use annals_projector::Relay;
 use annals_store::{Database, IfMatch, Limits, Request, RootKey, Store, StoreOptions};
@@ -65,7 +66,7 @@ pub(crate) async fn user(store: &Store, body: Value) -> annals_store::Result<Pos
     let id = ResourceId::from_uuid(store.entropy().uuid_v7(store.now()));
     let request = Request {
         tenant: acme(),
-        resource_type: store.registry().resource_type("User").unwrap().clone(),
+        resource_type: Registry::standard().resource_type("User").unwrap().clone(),
         id: id.clone(),
         command: Command::Create { id, body, client: Profile::Generic.into() },
         if_match: IfMatch::Absent,

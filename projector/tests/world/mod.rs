@@ -10,6 +10,7 @@ use annals_domain::ids::{ResourceId, TenantId};
 use annals_domain::resource::Command;
 use annals_domain::scim::dialect::{Dialect, Profile};
 use annals_domain::scim::filter::{Budget, Context, bind, parse};
+use annals_domain::scim::schema::Registry;
 use annals_domain::tenant::TenantSettings;
 use annals_projector::Projector;
 use annals_store::model::Search;
@@ -84,7 +85,7 @@ impl World {
     pub(crate) async fn execute(&self, resource_type: &str, id: &ResourceId, command: Command) {
         let request = Request {
             tenant: acme(),
-            resource_type: self.store.registry().resource_type(resource_type).unwrap().clone(),
+            resource_type: Registry::standard().resource_type(resource_type).unwrap().clone(),
             id: id.clone(),
             command,
             if_match: IfMatch::Absent,
@@ -124,10 +125,10 @@ pub(crate) async fn find(
     resource_type: &str,
     filter: &str,
 ) -> Result<Vec<ResourceId>, StoreError> {
-    let rt = store.registry().resource_type(resource_type).unwrap().clone();
+    let rt = Registry::standard().resource_type(resource_type).unwrap().clone();
     let parsed = parse(filter, Budget::default()).unwrap();
     let mut dialect = Dialect::new(Profile::Generic);
-    let bound = bind(&parsed, store.registry(), &rt, Context::GET, &mut dialect).unwrap();
+    let bound = bind(&parsed, &Registry::standard(), &rt, Context::GET, &mut dialect).unwrap();
     let search = Search {
         tenant: acme(),
         resource_types: vec![rt],

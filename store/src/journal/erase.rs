@@ -22,8 +22,8 @@ impl Store {
     pub async fn erase(&self, tenant: &TenantId, id: &ResourceId, actor: Actor) -> Result<()> {
         let missing = || StoreError::Refused(ScimError::not_found(format!("{id} not found")));
         let state = self.state(tenant, id).await?.ok_or_else(missing)?;
-        let resource_type =
-            self.registry().resource_type(&state.resource_type).cloned().ok_or_else(missing)?;
+        let registry = self.registry_of(tenant).await?;
+        let resource_type = registry.resource_type(&state.resource_type).cloned().ok_or_else(missing)?;
         let Some(key) = state.key_id.clone() else {
             let detail = format!("{} {id} holds nothing personal", resource_type.name);
             return Err(StoreError::Refused(ScimError::invalid_value(detail)));

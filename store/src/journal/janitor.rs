@@ -82,7 +82,7 @@ impl Store {
         let Some(state) = self.state(tenant, from).await? else {
             return self.drop_link(tenant, from, attribute, deleted).await;
         };
-        let resource_type = self.registry().resource_type(&state.resource_type).cloned();
+        let resource_type = self.registry_of(tenant).await?.resource_type(&state.resource_type).cloned();
         let (Some(document), Some(resource_type)) = (state.document(), resource_type) else {
             return self.drop_link(tenant, from, attribute, deleted).await;
         };

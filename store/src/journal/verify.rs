@@ -224,7 +224,8 @@ impl Store {
         seen: &mut Verification,
     ) -> Result<()> {
         let mut expected = BTreeSet::new();
-        if let (Some(document), Some(rt)) = (document, self.registry().resource_type(&state.resource_type)) {
+        let registry = self.registry_of(&state.tenant).await?;
+        if let (Some(document), Some(rt)) = (document, registry.resource_type(&state.resource_type)) {
             let keys = self.keys().tenant(&state.tenant).await?;
             for lookup in lookups(rt, document, &LookupSettings::default()) {
                 let kind = lookup_kind(&state.resource_type, lookup.kind.as_str());
@@ -263,8 +264,9 @@ impl Store {
         if !members.is_empty() {
             expected.insert(MEMBERS.to_owned(), members.clone());
         }
+        let registry = self.registry_of(&state.tenant).await?;
         if !is_administrative(&state.resource_type)
-            && let Some(rt) = self.registry().resource_type(&state.resource_type)
+            && let Some(rt) = registry.resource_type(&state.resource_type)
         {
             for (attribute, to) in references(rt, document) {
                 expected.entry(attribute).or_default().insert(to);

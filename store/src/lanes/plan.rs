@@ -155,7 +155,7 @@ impl Store {
     /// Gives an app lanes for everything that exists; [`Store::sweep_step`] does it page by page. Log
     /// targets begin with the next event instead.
     pub async fn backfill_app(&self, tenant: &TenantId, app: &App) -> Result<()> {
-        self.sweep(self.sweep_of(tenant, app, SweepMode::Backfill)).await
+        self.sweep(self.sweep_of(tenant, app, SweepMode::Backfill).await?).await
     }
 
     /// Compares everything with what the app has got. Content whose hash is that of the last delivery is
@@ -168,23 +168,23 @@ impl Store {
             return Ok(false);
         };
         let mode = if force { SweepMode::Resend } else { SweepMode::Replay };
-        self.sweep(self.sweep_of(tenant, &app, mode)).await?;
+        self.sweep(self.sweep_of(tenant, &app, mode).await?).await?;
         Ok(true)
     }
 
     /// The sweep of an app in a mode.
-    pub fn sweep_of(&self, tenant: &TenantId, app: &App, mode: SweepMode) -> SweepWish {
+    pub async fn sweep_of(&self, tenant: &TenantId, app: &App, mode: SweepMode) -> Result<SweepWish> {
         let resource_types = match mode {
             SweepMode::Remove => Vec::new(),
-            _ => taken_types(app, self.registry()),
+            _ => taken_types(app, &*self.registry_of(tenant).await?),
         };
-        SweepWish {
+        Ok(SweepWish {
             tenant: tenant.clone(),
             app: app.id.clone(),
             mode,
             kind: LaneKind::of(app),
             resource_types,
-        }
+        })
     }
 
     async fn sweep(&self, sweep: SweepWish) -> Result<()> {

@@ -26,6 +26,7 @@ use crate::backend::{Area, Col, Rows, Tx, sql};
 use crate::error::{Result, StoreError};
 use crate::journal::append::tenant_id;
 use crate::journal::read::StateRow;
+use crate::registry::Registries;
 use crate::wake::Topic;
 
 /// Most events one transaction applies.
@@ -260,6 +261,7 @@ impl Store {
     }
 
     async fn apply_once(&self, place: Place<'_>, expected: Position, events: &[Recorded]) -> Result<Outcome> {
+        let registries = self.registries_of(events.iter().map(|event| &event.tenant)).await?;
         let mut tx = self.backend().begin_write(Area::Model).await?;
         tx.commit_lazily().await?;
         let (slot, actual) = lock(&mut tx, place).await?;
@@ -286,7 +288,7 @@ impl Store {
             }
             let entity = entities.entry(key.clone()).or_default();
             if !old_rows.contains_key(&key) {
-                let rows = entity.as_ref().map_or(Ok(Vec::new()), |e| self.rows_of(e))?;
+                let rows = entity.as_ref().map_or(Ok(Vec::new()), |e| rows_of(&registries, &key.0, e))?;
                 old_rows.insert(key.clone(), rows);
             }
             if !Entity::fold(entity, event)? {
@@ -297,7 +299,8 @@ impl Store {
                 if matches!(event.body, Body::Erased | Body::Open(Event::Erased)) {
                     erased.insert(key.clone());
                 }
-                if self.has_links(&event.stream.resource_type) {
+                let known = registries.resource_type(&key.0, &event.stream.resource_type);
+                if known.is_some_and(|rt| rt.link_attribute().is_some()) {
                     ended_groups.insert(key.clone());
                 }
             } else {
@@ -310,7 +313,7 @@ impl Store {
         for key in &changed {
             if let Some(Some(entity)) = entities.remove(key) {
                 let old = old_rows.remove(key).unwrap_or_default();
-                let new = self.rows_of(&entity)?;
+                let new = rows_of(&registries, &key.0, &entity)?;
                 change.entities.push((key.clone(), entity));
                 change.rows.push((key.clone(), old, new));
             }
@@ -420,6 +423,7 @@ impl Store {
     /// Writes an entity's rows from its state row and ends its being parked; `false` if only a rebuild
     /// can do that.
     pub(super) async fn repair(&self, place: Place<'_>, key: &Key) -> Result<bool> {
+        let registries = self.registries_of(std::iter::once(&key.0)).await?;
         for _ in 0..PATH_TRIES_MAX {
             let mut tx = self.backend().begin_write(Area::Model).await?;
             let (slot, _) = lock(&mut tx, place).await?;
@@ -436,7 +440,7 @@ impl Store {
             if let Some(state) = self.state(&key.0, &key.1).await? {
                 let origins = self.origins(&key.0, std::slice::from_ref(&key.1)).await?;
                 let entity = Entity::of_state(&state, origin_of(origins.get(&key.1).copied(), &key.1)?);
-                change.rows.push((key.clone(), Vec::new(), self.rows_of(&entity)?));
+                change.rows.push((key.clone(), Vec::new(), rows_of(&registries, &key.0, &entity)?));
                 change.entities.push((key.clone(), entity));
             }
             change.emptied.insert(key.clone());
@@ -455,21 +459,17 @@ impl Store {
         }
         Err(new_paths_failed())
     }
+}
 
-    /// The attribute rows an entity should have.
-    pub(super) fn rows_of(&self, entity: &Entity) -> Result<Vec<IndexRow>> {
-        let Some(document) = &entity.document else { return Ok(Vec::new()) };
-        let name = &entity.resource_type;
-        let known = self.registry().resource_type(name).ok_or_else(|| StoreError::Upgrade {
-            position: entity.position,
-            reason: format!("resource type {name:?} is unknown to this build"),
-        })?;
-        Ok(index_rows(known, document))
-    }
-
-    fn has_links(&self, resource_type: &str) -> bool {
-        self.registry().resource_type(resource_type).is_some_and(|rt| rt.link_attribute().is_some())
-    }
+/// The attribute rows an entity should have.
+pub(super) fn rows_of(registries: &Registries, tenant: &TenantId, entity: &Entity) -> Result<Vec<IndexRow>> {
+    let Some(document) = &entity.document else { return Ok(Vec::new()) };
+    let name = &entity.resource_type;
+    let known = registries.resource_type(tenant, name).ok_or_else(|| StoreError::Upgrade {
+        position: entity.position,
+        reason: format!("resource type {name:?} is unknown to this build"),
+    })?;
+    Ok(index_rows(known, document))
 }
 
 fn key_of(event: &Recorded) -> Key {

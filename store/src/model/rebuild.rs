@@ -14,7 +14,7 @@ use annals_domain::tenant::is_administrative;
 use serde_json::Value;
 
 use super::apply::{
-    Change, Entity, Key, PAGE_EVENTS_MAX, Place, lock, numbered, origin_of, park_rows, poisonous,
+    Change, Entity, Key, PAGE_EVENTS_MAX, Place, lock, numbered, origin_of, park_rows, poisonous, rows_of,
 };
 use super::{INDEX_FORMAT, MEMBERS, ModelApplied, Slot, pointer};
 use crate::Store;
@@ -330,12 +330,13 @@ impl Store {
     }
 
     async fn copy_page(&self, place: Place<'_>, states: &[StateRow], origins: &Origins) -> Result<()> {
+        let registries = self.registries_of(states.iter().map(|state| &state.tenant)).await?;
         loop {
             let mut change = Change::default();
             for state in states {
                 let key = (state.tenant.clone(), state.id.clone());
                 let entity = Entity::of_state(state, origin_of(origins.get(&key).copied(), &state.id)?);
-                change.rows.push((key.clone(), Vec::new(), self.rows_of(&entity)?));
+                change.rows.push((key.clone(), Vec::new(), rows_of(&registries, &state.tenant, &entity)?));
                 change.entities.push((key, entity));
             }
             let mut tx = self.backend().begin_write(Area::Model).await?;
@@ -455,6 +456,7 @@ impl Store {
         let states = journal.fetch_all(select.rows(rows())).await?;
         let states = self.open_state_rows(states).await?;
         let origins = origins(journal, &states).await?;
+        let registries = self.registries_of(states.iter().map(|state| &state.tenant)).await?;
 
         let select = run.slot.sql(
             "SELECT r.tenant, r.id, m.version, m.position, m.document, p.position, m.origin FROM {rows} \
@@ -500,7 +502,7 @@ impl Store {
             if document != entity.document.clone().map(|d| Value::Object(d.0)) {
                 return differs("document");
             }
-            let wanted = self.rows_of(&entity)?;
+            let wanted = rows_of(&registries, &state.tenant, &entity)?;
             let names = wanted.iter().map(|row| row.key.clone()).collect();
             let paths = self.paths(model, &names).await?;
             let found = attributes.remove(&key).unwrap_or_default();

@@ -8,7 +8,7 @@ use annals_domain::clock::Timestamp;
 use annals_domain::ids::{ResourceId, TenantId, Version};
 use annals_domain::scim::filter::Bound;
 use annals_domain::scim::resource::Document;
-use annals_domain::scim::schema::ResourceType;
+use annals_domain::scim::schema::{Registry, ResourceType};
 use annals_domain::scim::sort::{Place, Sort, SortKey};
 
 use super::barrier::Snapshot;
@@ -80,19 +80,22 @@ impl Store {
     /// [`StoreError::Busy`] if the read model does not catch up within the query's timeout;
     /// [`StoreError::Refused`] for what only makes sense with our base URL (`members.$ref co …`).
     pub async fn search(&self, search: &Search) -> Result<SearchPage> {
+        // First: while the snapshot is held, nothing else is asked for.
+        let registry = self.registry_of(&search.tenant).await?;
         let snapshot = self.model_snapshot(&search.tenant, search.timeout).await?;
-        self.search_in(snapshot, search).await
+        self.search_in(snapshot, &registry, search).await
     }
 
     /// How the database would answer a query: its plans, a line each. For tests and for whoever wonders
     /// about a slow one.
     pub async fn explain_search(&self, search: &Search) -> Result<Vec<String>> {
+        let registry = self.registry_of(&search.tenant).await?;
         let Snapshot { mut tx, slot } = self.model_snapshot(&search.tenant, search.timeout).await?;
         let filter = search.filter.as_ref().unwrap_or(&Bound::True);
         let paths = self.paths(&mut tx, &keys_of(search)).await?;
         let filter =
-            Translator::new(&search.tenant, &paths, self.registry(), &search.resource_types).simplify(filter);
-        let pager = Pager { search, registry: self.registry(), paths: &paths, slot, filter: &filter };
+            Translator::new(&search.tenant, &paths, &registry, &search.resource_types).simplify(filter);
+        let pager = Pager { search, registry: &registry, paths: &paths, slot, filter: &filter };
         let limit = search.count.clamp(1, SEARCH_COUNT_MAX) + 1;
         let cut = Cut { after: search.after.as_ref(), skip: search.start_index.saturating_sub(1), limit };
         let mut lines = Vec::new();
@@ -108,16 +111,21 @@ impl Store {
         Ok(lines)
     }
 
-    async fn search_in(&self, snapshot: Snapshot, search: &Search) -> Result<SearchPage> {
+    async fn search_in(
+        &self,
+        snapshot: Snapshot,
+        registry: &Registry,
+        search: &Search,
+    ) -> Result<SearchPage> {
         let Snapshot { mut tx, slot } = snapshot;
         let types = &search.resource_types;
         let filter = search.filter.as_ref().unwrap_or(&Bound::True);
         let paths = self.paths(&mut tx, &keys_of(search)).await?;
-        let filter = Translator::new(&search.tenant, &paths, self.registry(), types).simplify(filter);
+        let filter = Translator::new(&search.tenant, &paths, registry, types).simplify(filter);
         if types.is_empty() || filter == Bound::False {
             return Ok(SearchPage { total: 0, found: Vec::new(), next: None });
         }
-        let pager = Pager { search, registry: self.registry(), paths: &paths, slot, filter: &filter };
+        let pager = Pager { search, registry, paths: &paths, slot, filter: &filter };
 
         let limit = search.count.min(SEARCH_COUNT_MAX);
         let skip = if search.after.is_some() { 0 } else { search.start_index.saturating_sub(1) };

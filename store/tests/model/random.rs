@@ -297,7 +297,7 @@ async fn agree(
             if n < USERS { ("User", format!("u{n}")) } else { ("Group", format!("g{}", n - USERS)) };
         let own: Vec<&Recorded> = events.iter().filter(|e| e.stream.id.as_str() == entity).collect();
         let Body::Open(Event::Created { document }) = &own[0].body else { unreachable!() };
-        let mut rows = index_rows(store.registry().resource_type(rt).unwrap(), document);
+        let mut rows = index_rows(Registry::standard().resource_type(rt).unwrap(), document);
         rows.extend(link_rows(p, n));
         subjects.push((rt, id(&entity), own[0], own[own.len() - 1].at, own.len() as i64, rows));
     }
@@ -305,20 +305,20 @@ async fn agree(
     let cases = cases.chain(groups.iter().map(|(filter, sort)| (&["Group"][..], Some(filter), sort)));
     let both = users.iter().chain(groups).map(|(_, sort)| (&["User", "Group"][..], None, sort));
     for (types, filter, (sort_by, descending, count)) in cases.chain(both.step_by(3)) {
-        let filter = match filter.map(|filter| bound(store, types[0], filter, Profile::Generic)) {
+        let filter = match filter.map(|filter| bound(types[0], filter, Profile::Generic)) {
             None => None,
             Some(Ok(bound)) => Some(bound),
             Some(Err(_)) => continue,
         };
         asked.fetch_add(1, Ordering::SeqCst);
         let resource_types: Vec<_> =
-            types.iter().map(|rt| store.registry().resource_type(rt).unwrap().clone()).collect();
+            types.iter().map(|rt| Registry::standard().resource_type(rt).unwrap().clone()).collect();
         let refs: Vec<_> = resource_types.iter().map(|rt| &**rt).collect();
         let order = if *descending { "descending" } else { "ascending" };
         let mut dialect = Dialect::new(Profile::Generic);
         // Not every type has every attribute.
-        let sort =
-            sort_by.and_then(|by| Sort::bind(by, Some(order), store.registry(), &refs, &mut dialect).ok());
+        let sort = sort_by
+            .and_then(|by| Sort::bind(by, Some(order), &Registry::standard(), &refs, &mut dialect).ok());
         let mut expected = Vec::new();
         for (rt, entity, created, modified, version, rows) in &subjects {
             let subject = Subject {
@@ -339,7 +339,7 @@ async fn agree(
         expected.sort_by(|(a, _), (b, _)| a.compare(b, descending));
         let expected: Vec<&str> = expected.into_iter().map(|(_, entity)| entity).collect();
         let what = format!("{types:?} {filter:?} {sort:?}");
-        let query = Search { resource_types, filter, sort, ..search(store, tenant, types[0], None) };
+        let query = Search { resource_types, filter, sort, ..search(tenant, types[0], None) };
         let ask = async |query: &Search| {
             store.search(query).await.map_err(|e| TestCaseError::fail(format!("{what}: {e:?}")))
         };

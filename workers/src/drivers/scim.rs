@@ -87,7 +87,7 @@ struct Target {
 
 /// Brings the target up to the newest state.
 pub(crate) async fn deliver(run: &mut Run, base_url: &str, members_per_request_max: usize) -> Ran {
-    let mut target = Target::of(run, base_url, members_per_request_max)?;
+    let mut target = Target::of(run, base_url, members_per_request_max).await?;
     if run.lease.work.remote.as_ref().is_some_and(|remote| remote.home != target.home) {
         run.note("the app has another target now");
         run.lease.work = LaneWork::default();
@@ -108,7 +108,7 @@ pub(crate) async fn deliver(run: &mut Run, base_url: &str, members_per_request_m
 }
 
 impl Target {
-    fn of(run: &Run, base_url: &str, members_per_request_max: usize) -> Result<Target, Stop> {
+    async fn of(run: &Run, base_url: &str, members_per_request_max: usize) -> Result<Target, Stop> {
         let base =
             Url::parse(base_url).map_err(|error| Run::misconfigured(format!("the base URL: {error}")))?;
         if base.cannot_be_a_base() {
@@ -121,9 +121,10 @@ impl Target {
         headers.insert(AUTHORIZATION, bearer);
         headers.insert(ACCEPT, HeaderValue::from_static("application/scim+json, application/json;q=0.9"));
         let name = &run.lease.resource_type;
-        let resource_type = run.store.registry().resource_type(name).cloned().ok_or_else(|| {
-            Failure::new(Class::Hopeless, format!("this build knows no resource type {name}"))
-        })?;
+        let resource_type =
+            run.store.registry_of(&run.lease.key.tenant).await?.resource_type(name).cloned().ok_or_else(
+                || Failure::new(Class::Hopeless, format!("this build knows no resource type {name}")),
+            )?;
         Ok(Target {
             base,
             headers,

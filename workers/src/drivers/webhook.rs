@@ -120,7 +120,7 @@ pub(crate) async fn deliver(run: &mut Run, url: &str) -> Ran {
 }
 
 async fn send(run: &mut Run, webhook: &Webhook, url: &Url, event: &Recorded) -> Result<(), Stop> {
-    let cloud_event = cloud_event(run.store.registry(), event);
+    let cloud_event = cloud_event(&*run.store.registry_of(&event.tenant).await?, event);
     let body = cloud_event.to_string().into_bytes();
     let id = event.event_id.hyphenated().to_string();
     let headers = headers(webhook, &id, run.now().0.div_euclid(1_000), &body)
