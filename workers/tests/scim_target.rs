@@ -568,6 +568,24 @@ async fn a_member_who_leaves_while_waiting_is_never_added() {
     assert_eq!(world.lanes_in(LaneState::Idle).await, 2);
 }
 
+/// The target took the member, but its answer was lost; before the next try the member leaves. Coming and
+/// going is not nothing.
+#[tokio::test]
+async fn a_member_who_came_unnoticed_is_removed_all_the_same() {
+    let (mut world, target) = world_and_target().await;
+    let (ines, olga) = (world.user("ines").await, world.user("olga").await);
+    let team = world.group("team", std::slice::from_ref(&ines)).await;
+    world.settle().await;
+    target.script(Some(Method::PATCH), "/Groups", 1, Action::DropAfter);
+    world.add_member(&team, &olga).await;
+    world.settle().await;
+    assert_eq!(target.members("team").unwrap(), ["ines", "olga"]);
+    world.remove_member(&team, &olga).await;
+    world.settle_for(Duration::from_secs(60)).await;
+    assert_eq!(target.members("team").unwrap(), ["ines"]);
+    assert_eq!(world.lane("crm", &team).await.state, LaneState::Idle);
+}
+
 #[tokio::test]
 async fn groups_in_groups_and_deleted_members_converge() {
     let (mut world, target) = world_and_target().await;

@@ -710,7 +710,7 @@ impl Target {
             let page: Vec<Recorded> = page.into_iter().filter(|e| e.version <= state.version).collect();
             let Some(last) = page.last() else { break };
             bound(&mut pages)?;
-            let (added, removed) = net_members(&page, run.lease.resync);
+            let (added, removed) = net_members(&page);
             sent |= self.add(run, &added).await?;
             sent |= self.remove(run, &removed).await?;
             run.lease.work.applied_version = last.version;
