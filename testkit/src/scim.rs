@@ -134,7 +134,9 @@ impl Scim {
         let url = format!("{}{path}", self.base);
         match &self.transport {
             Transport::Http(client) => {
-                map.remove(header::HOST);
+                if !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("host")) {
+                    map.remove(header::HOST);
+                }
                 let request = client.request(method, &url).headers(map).body(body);
                 let response = request.send().await.with_context(|| asked.clone())?;
                 let (status, headers) = (response.status().as_u16(), response.headers().clone());
