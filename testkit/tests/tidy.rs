@@ -1,6 +1,9 @@
 //! The house rules that no compiler checks: who may know whom, what may not be called, what must be
 //! written down.
 
+#[path = "tidy/requirements.rs"]
+mod requirements;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
