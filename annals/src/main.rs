@@ -13,7 +13,9 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use commands::{app, audit, bench, connection, deliveries, doctor, erase, events, rebuild, serve, tenant};
+use commands::{
+    app, audit, bench, connection, deliveries, doctor, erase, events, operator, rebuild, serve, tenant,
+};
 use config::Config;
 
 /// Small values come and go by the million; the system's allocator takes a fifth of the time otherwise.
@@ -57,6 +59,9 @@ enum Command {
     /// Connections of identity providers, and their tokens.
     #[command(subcommand)]
     Connection(connection::Command),
+    /// Operators' tokens for administration over HTTP (docs/admin-api.md).
+    #[command(subcommand)]
+    Operator(operator::Command),
     /// Downstream applications.
     #[command(subcommand)]
     App(app::Command),
@@ -110,6 +115,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Config { .. } => commands::check_config(&config)?,
         Command::Tenant(command) => tenant::run(&config, command).await?,
         Command::Connection(command) => connection::run(&config, command).await?,
+        Command::Operator(command) => operator::run(&config, command).await?,
         Command::App(command) => app::run(&config, command).await?,
         Command::Deliveries(command) => deliveries::run(&config, command).await?,
         Command::Events(command) => events::run(&config, command).await?,

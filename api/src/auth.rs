@@ -79,6 +79,7 @@ impl Caller {
             profile: Some(self.profile().to_string()),
             quirks: quirks.iter().map(ToString::to_string).collect(),
             bulk_index: None,
+            token: None,
         }
     }
 
@@ -164,8 +165,31 @@ impl FromRequestParts<App> for Visitor {
     }
 }
 
-/// The client of a request; `None` if it shows no credentials at all.
+/// The client of a SCIM request; `None` if it shows no credentials at all.
 pub(crate) async fn authenticate(parts: &mut Parts, app: &App) -> Result<Option<Caller>> {
+    let Some((principal, context)) = identify(parts, app).await? else { return Ok(None) };
+    if let Some(tenant) = path_param(parts, "tenant").await?
+        && tenant != principal.tenant.as_str()
+    {
+        return Err(ApiError::not_found("no such tenant"));
+    }
+    if principal.connection.client.profile == Profile::Strict && parts.extensions.get::<Respelt>().is_some() {
+        return Err(ApiError::not_found("no such path; upper and lower case differ"));
+    }
+    let base = base_of(parts, &app.options).await?;
+    let registry = match context.registry.get() {
+        Some(registry) => registry.clone(),
+        None => app.store.registry_of(&principal.tenant).await?,
+    };
+    let registry = context.registry.get_or_init(|| registry).clone();
+    Ok(Some(Caller { principal, base, registry, context }))
+}
+
+/// Whose token a request shows, whatever it is for; `None` if it shows no credentials at all.
+pub(crate) async fn identify(
+    parts: &mut Parts,
+    app: &App,
+) -> Result<Option<(Arc<Principal>, Arc<RequestContext>)>> {
     let query = Query::of(parts);
     if query.has("access_token") {
         // RFC 6750 §2.3 allows it, but URIs end up in logs (SE-005).
@@ -190,14 +214,6 @@ pub(crate) async fn authenticate(parts: &mut Parts, app: &App) -> Result<Option<
     // A second extractor of the same request brings the same principal.
     let first = context.principal.set(principal.clone()).is_ok();
     tracing::Span::current().record("tenant", principal.tenant.as_str());
-    if let Some(tenant) = path_param(parts, "tenant").await?
-        && tenant != principal.tenant.as_str()
-    {
-        return Err(ApiError::not_found("no such tenant"));
-    }
-    if principal.connection.client.profile == Profile::Strict && parts.extensions.get::<Respelt>().is_some() {
-        return Err(ApiError::not_found("no such path; upper and lower case differ"));
-    }
     if first {
         let key = (principal.tenant.clone(), principal.token_id.clone());
         app.rates.take(key, app.store.now()).map_err(|retry_after_s| ApiError::Later {
@@ -206,13 +222,7 @@ pub(crate) async fn authenticate(parts: &mut Parts, app: &App) -> Result<Option<
             detail: "this token makes too many requests",
         })?;
     }
-    let base = base_of(parts, &app.options).await?;
-    let registry = match context.registry.get() {
-        Some(registry) => registry.clone(),
-        None => app.store.registry_of(&principal.tenant).await?,
-    };
-    let registry = context.registry.get_or_init(|| registry).clone();
-    Ok(Some(Caller { principal, base, registry, context }))
+    Ok(Some((principal, context)))
 }
 
 /// The schemas of the request's tenant; without a valid token those that every tenant has, as whoever needs
@@ -311,7 +321,7 @@ fn invalid_request(detail: &'static str) -> ApiError {
     })
 }
 
-fn insufficient(scope: Scope) -> AuthError {
+pub(crate) fn insufficient(scope: Scope) -> AuthError {
     AuthError {
         status: StatusCode::FORBIDDEN,
         error: Some("insufficient_scope"),

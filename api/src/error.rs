@@ -212,5 +212,10 @@ fn respond(error: &ScimError) -> Response {
     let mut response = Response::new(Body::from(error.to_json().to_string()));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(SCIM_JSON));
+    response.extensions_mut().insert(Told(error.detail.clone()));
     response
 }
+
+/// What an error response says, for those who say it in another form.
+#[derive(Clone, Debug)]
+pub(crate) struct Told(pub(crate) String);

@@ -89,8 +89,13 @@ pub(crate) async fn base_of(parts: &mut Parts, options: &ApiOptions) -> Result<A
         Some(tenant) => format!("/t/{tenant}/scim/v2"),
         None => "/scim/v2".to_owned(),
     };
+    Ok(format!("{}{prefix}", origin_of(parts, options)?).into())
+}
+
+/// Scheme and authority of our URIs: as configured, or as the client named us.
+pub(crate) fn origin_of(parts: &Parts, options: &ApiOptions) -> Result<String> {
     if let Some(base) = &options.base_url {
-        return Ok(format!("{}{prefix}", base.trim_end_matches('/')).into());
+        return Ok(base.trim_end_matches('/').to_owned());
     }
     let forwarded = |name: &str| {
         let value = parts.headers.get(name).filter(|_| options.trust_forwarded)?.to_str().ok()?;
@@ -109,7 +114,7 @@ pub(crate) async fn base_of(parts: &mut Parts, options: &ApiOptions) -> Result<A
     if host.is_empty() || !host.bytes().all(legal) {
         return Err(ApiError::status(400, "the Host header is malformed"));
     }
-    Ok(format!("{}://{host}{prefix}", if https { "https" } else { "http" }).into())
+    Ok(format!("{}://{host}", if https { "https" } else { "http" }))
 }
 
 /// The query string. Unknown parameters are ignored (EP-007), `+` is a blank (EN-007).
@@ -232,15 +237,26 @@ impl ScimBody {
         bytes_max: usize,
         name: &str,
     ) -> Result<ScimBody> {
-        check_media_type(headers)?;
-        check_length(headers, bytes_max, name)?;
-        let read = read_body(body, bytes_max, name);
-        let bytes = match tokio::time::timeout(app.options.body_timeout, read).await {
-            Ok(bytes) => bytes?,
-            Err(_) => return Err(ApiError::status(408, "the body took too long to arrive")),
-        };
+        check_media_type(headers, &["application/scim+json", "application/json"])?;
+        let bytes = read_within(headers, body, app, bytes_max, name).await?;
         let json = json::parse(&bytes, app.options.json_depth_max)?;
         Ok(ScimBody { json, digest: Sha256::digest(&bytes).into() })
+    }
+}
+
+/// Reads a body within its bounds of size and time.
+pub(crate) async fn read_within(
+    headers: &HeaderMap,
+    body: Body,
+    app: &App,
+    bytes_max: usize,
+    name: &str,
+) -> Result<Bytes> {
+    check_length(headers, bytes_max, name)?;
+    let read = read_body(body, bytes_max, name);
+    match tokio::time::timeout(app.options.body_timeout, read).await {
+        Ok(bytes) => bytes,
+        Err(_) => Err(ApiError::status(408, "the body took too long to arrive")),
     }
 }
 
@@ -260,16 +276,14 @@ impl FromRequest<App> for BulkBody {
     }
 }
 
-/// MT-004: SCIM or plain JSON, whatever the parameters; no type at all is accepted.
-fn check_media_type(headers: &HeaderMap) -> Result<()> {
+/// MT-004: one of the known types, such as SCIM or plain JSON, whatever the parameters; no type at all is
+/// accepted.
+pub(crate) fn check_media_type(headers: &HeaderMap, known: &[&str]) -> Result<()> {
     if let Some(value) = headers.get(CONTENT_TYPE) {
         let essence = value.to_str().unwrap_or_default().split(';').next().unwrap_or_default().trim();
-        let known = ["application/scim+json", "application/json"];
         if !essence.is_empty() && !known.iter().any(|k| essence.eq_ignore_ascii_case(k)) {
-            return Err(ApiError::status(
-                415,
-                "Content-Type must be application/scim+json or application/json",
-            ));
+            let detail = format!("Content-Type must be {}", known.join(" or "));
+            return Err(ApiError::status(415, detail));
         }
     }
     let encoding = headers.get(CONTENT_ENCODING).and_then(|v| v.to_str().ok()).unwrap_or("identity");

@@ -16,6 +16,7 @@ use axum::response::{IntoResponse, Response};
 use futures::FutureExt;
 use tracing::Instrument;
 
+use crate::admin;
 use crate::app::App;
 use crate::error::ApiError;
 use crate::extract::{Accepts, accepts};
@@ -55,6 +56,7 @@ pub(crate) async fn observe(State(app): State<App>, mut request: Request, next: 
     request.extensions_mut().insert(context.clone());
     let method = request.method().clone();
     let accept = request.headers().get(ACCEPT).cloned();
+    let administers = admin::is_below(request.uri().path());
     // The template, never the path: ids and query values are personal.
     let route = request.extensions().get::<MatchedPath>().map_or("unmatched", |m| m.as_str()).to_owned();
     let span = tracing::info_span!(
@@ -71,6 +73,9 @@ pub(crate) async fn observe(State(app): State<App>, mut request: Request, next: 
         tracing::error!("a handler panicked");
         ApiError::Panic.into_response()
     });
+    if administers {
+        admin::settle_error(&mut response, &context.id);
+    }
     settle_media_type(&mut response, accept, context.principal.get().map(|p| &**p));
     if let Ok(id) = HeaderValue::from_str(&context.id) {
         response.headers_mut().insert(REQUEST_ID, id);

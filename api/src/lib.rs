@@ -4,6 +4,7 @@
 //! out who speaks, [`extract`] what is said, [`respond`] writes the answer, [`error`] is the one place
 //! where failures become RFC 7644 bodies. Nothing here knows the bus.
 
+mod admin;
 mod app;
 mod auth;
 mod bulk;
@@ -92,8 +93,11 @@ pub fn router(app: App) -> Router {
     let scim = scim.layer(from_fn_with_state(app.clone(), layers::admit));
     let auth = Router::new().route("/auth/v1/verify-password", post(verify::verify_password));
     let auth = auth.layer(from_fn_with_state(app.clone(), layers::admit));
+    let (admin, _) = admin::routes().split_for_parts();
+    let admin = admin.layer(from_fn_with_state(app.clone(), layers::admit));
     let routes = health_routes()
         .merge(auth)
+        .merge(admin)
         .nest("/scim/v2", scim.clone())
         .nest("/t/{tenant}/scim/v2", scim)
         .route("/scim/{*rest}", any(other_version))

@@ -198,7 +198,7 @@ pub struct Actor {
 pub enum ActorKind {
     /// A SCIM client, by its connection's token.
     Connection,
-    /// A person at the command line.
+    /// A person at the command line, or an operator's token.
     Operator,
     /// Annals itself.
     System,
@@ -213,7 +213,7 @@ impl Actor {
     pub fn system(part: &str) -> Actor {
         Actor { kind: ActorKind::System, name: part.to_owned() }
     }
-    /// A person at the command line.
+    /// A person at the command line, or an operator's token by its holder's name.
     pub fn operator(account: &str) -> Actor {
         Actor { kind: ActorKind::Operator, name: account.to_owned() }
     }
@@ -241,6 +241,10 @@ pub struct Cause {
     /// The operation's index in its bulk request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bulk_index: Option<u32>,
+    /// Public id of the token that administered; none at the command line and for SCIM clients, whose
+    /// connection is the actor.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<String>,
 }
 
 /// The payload of a [`Recorded`] event, as a reader gets it.

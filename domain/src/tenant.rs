@@ -6,6 +6,7 @@
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
+use utoipa::ToSchema;
 
 use crate::clock::Timestamp;
 use crate::event::StreamId;
@@ -54,13 +55,18 @@ impl Entity for App {
     const TYPE: &'static str = "App";
 }
 
+/// Name of the tenant that holds the tokens of the installation's operators, one connection for each
+/// operator. It is made with the first of them; no other tenant can have its name, and no SCIM client
+/// belongs to it.
+pub const OPERATORS: &str = "annals";
+
 /// Whether a type name belongs to administration rather than to SCIM.
 pub fn is_administrative(resource_type: &str) -> bool {
     [Tenant::TYPE, Connection::TYPE, Token::TYPE, App::TYPE].contains(&resource_type)
 }
 
 /// A tenant.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Tenant {
     /// Its slug.
@@ -71,7 +77,7 @@ pub struct Tenant {
 }
 
 /// Switches of a tenant; each one's default is what the RFCs say.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct TenantSettings {
     /// `externalId` is unique per resource type and connection (CS-008).
@@ -85,7 +91,7 @@ pub struct TenantSettings {
 }
 
 /// A connection: one identity provider.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Connection {
     /// Its slug, unique in the tenant.
@@ -103,7 +109,7 @@ impl Connection {
 }
 
 /// What a token may do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
 pub enum Scope {
     /// Read resources.
     #[serde(rename = "scim.read")]
@@ -163,7 +169,7 @@ pub struct Token {
 }
 
 /// How a downstream application is fed.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", tag = "kind")]
 pub enum Driver {
     /// A SCIM service provider, kept in step with the newest state.
@@ -188,7 +194,7 @@ fn members_per_request() -> usize {
 }
 
 /// A downstream application. Its credential is a sealed secret.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct App {
     /// Its slug, unique in the tenant.

@@ -7,23 +7,25 @@ use std::time::Duration;
 
 use annals_domain::clock::Timestamp;
 use annals_domain::event::{Actor, Cause, Event};
-use annals_domain::ids::{AppId, ConnectionId, ResourceId, TenantId};
+use annals_domain::ids::{AppId, ConnectionId, ResourceId, TenantId, Version};
+use annals_domain::scim::dialect::Profile;
+use annals_domain::scim::error::ScimError;
 use annals_domain::scim::resource::{Document, diff};
-use annals_domain::tenant::{App, Connection, Entity, Scope, Tenant, TenantSettings, Token};
+use annals_domain::tenant::{App, Connection, Entity, OPERATORS, Scope, Tenant, TenantSettings, Token};
 use annals_domain::upcast::SCHEMA_VERSION;
 use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
 use crate::Store;
-use crate::backend::{Area, sql};
+use crate::backend::{Area, Sql, sql};
 use crate::error::{Result, StoreError};
-use crate::execute::Header;
+use crate::execute::{Header, IfMatch};
 use crate::journal::append::{event_payload, tenant_id};
 use crate::journal::read::{STATE_COLUMNS, StateRow, secret_aad};
 use crate::journal::{
-    AppendError, BodyParts, Commit, Expect, NewEvent, Rejection, SecretWrite, StateWrite, StreamWrite,
-    TokenWrite,
+    AppendError, BodyParts, Commit, Expect, NewEvent, Receipt, SecretWrite, StateWrite, StreamReceipt,
+    StreamWrite, TokenWrite,
 };
 
 /// How long tenants, apps and tokens may be remembered (D13).
@@ -68,6 +70,8 @@ pub struct IssuedToken {
     pub id: String,
     /// The whole token.
     pub secret: SecretString,
+    /// What is kept of it.
+    pub token: Stored<Token>,
 }
 
 /// Who a valid token speaks for.
@@ -102,8 +106,62 @@ pub enum Authentication {
 
 /// Why an administrative change was refused.
 fn refused(detail: String) -> StoreError {
-    StoreError::Refused(annals_domain::scim::error::ScimError::status(409, detail))
+    StoreError::Refused(ScimError::status(409, detail))
 }
+
+fn missing<E: Entity>(key: &str) -> StoreError {
+    StoreError::Refused(ScimError::not_found(format!("{} {key} does not exist", E::TYPE.to_lowercase())))
+}
+
+/// Checks the version that an administrator has seen.
+fn check_version<E: Entity>(by: &By, state: &StateRow, key: &str) -> Result<()> {
+    match &by.if_match {
+        IfMatch::Versions(versions) if !versions.contains(&state.version) => {
+            let detail = format!("{} {key} has version {} by now", E::TYPE.to_lowercase(), state.version);
+            Err(StoreError::Refused(ScimError::status(412, detail)))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Who administers, why, and which version they have seen.
+#[derive(Clone, Debug)]
+pub struct By {
+    /// Who.
+    pub actor: Actor,
+    /// Why. Its operation is filled in by what is done.
+    pub cause: Cause,
+    /// Which version may be changed.
+    pub if_match: IfMatch,
+}
+
+impl From<Actor> for By {
+    fn from(actor: Actor) -> By {
+        By { actor, cause: Cause::default(), if_match: IfMatch::Absent }
+    }
+}
+
+/// An administrative entity as it stands in the journal.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Stored<E> {
+    /// What it is.
+    pub entity: E,
+    /// How many events it has had.
+    pub version: Version,
+    /// When it was made.
+    pub created: Timestamp,
+    /// When it was changed last.
+    pub modified: Timestamp,
+}
+
+impl<E> Stored<E> {
+    fn of(state: &StateRow, entity: E) -> Stored<E> {
+        Stored { entity, version: state.version, created: state.created, modified: state.modified }
+    }
+}
+
+/// How often a change is tried again when somebody else changed the same entity meanwhile.
+const EDITS_MAX: usize = 5;
 
 struct Change {
     secrets: Vec<SecretWrite>,
@@ -121,10 +179,18 @@ impl Store {
     /// Makes a tenant.
     ///
     /// # Errors
-    /// Refused with 409 if it exists, or existed.
-    pub async fn create_tenant(&self, id: &TenantId, settings: TenantSettings, actor: Actor) -> Result<()> {
+    /// Refused with 409 if it exists, or existed, or is the operators' own.
+    pub async fn create_tenant(
+        &self,
+        id: &TenantId,
+        settings: TenantSettings,
+        by: impl Into<By>,
+    ) -> Result<Stored<Tenant>> {
+        if id.as_str() == OPERATORS {
+            return Err(refused(format!("the tenant {OPERATORS} holds the tokens of operators")));
+        }
         let tenant = Tenant { id: id.clone(), settings };
-        self.change_entity(id, id.as_str(), Some(&tenant), None, actor, Change::of("create")).await
+        self.create_entity(id, id.as_str(), tenant, by.into(), Change::of("create")).await
     }
 
     /// Changes a tenant's switches.
@@ -132,25 +198,91 @@ impl Store {
         &self,
         id: &TenantId,
         settings: TenantSettings,
-        actor: Actor,
-    ) -> Result<()> {
-        let before = self.entity::<Tenant>(id, id.as_str()).await?;
-        let Some(before) = before else { return Err(StoreError::NoTenant(id.clone())) };
-        let tenant = Tenant { id: id.clone(), settings };
-        self.change_entity(id, id.as_str(), Some(&tenant), Some(before), actor, Change::of("change")).await
+        by: impl Into<By>,
+    ) -> Result<Stored<Tenant>> {
+        self.edit_tenant(id, by, |tenant| Ok(Tenant { settings: settings.clone(), ..tenant })).await
     }
 
-    /// Every tenant, by id.
+    /// Lets `edit` make a tenant's next state of its present one; again if somebody was faster.
+    ///
+    /// # Errors
+    /// What `edit` returns; 404 if it does not exist, 412 if it has not the version asked for.
+    pub async fn edit_tenant(
+        &self,
+        id: &TenantId,
+        by: impl Into<By>,
+        edit: impl FnMut(Tenant) -> Result<Tenant>,
+    ) -> Result<Stored<Tenant>> {
+        if self.tenant_entity(id).await?.is_none() {
+            return Err(StoreError::NoTenant(id.clone()));
+        }
+        self.edit_entity(id, id.as_str(), by.into(), None, edit).await
+    }
+
+    /// Every tenant, by id; not the operators' own.
     pub async fn tenants(&self) -> Result<Vec<Tenant>> {
         let select = sql("SELECT h.tenant FROM journal.tenant_head h ORDER BY h.tenant");
         let mut tenants = Vec::new();
         for row in self.backend().fetch_all(Area::Journal, select).await? {
             let id = tenant_id(&row.text(0)?)?;
-            if let Some((_, tenant)) = self.entity::<Tenant>(&id, id.as_str()).await? {
-                tenants.push(tenant);
+            if let Some(tenant) = self.tenant_entity(&id).await? {
+                tenants.push(tenant.entity);
             }
         }
         Ok(tenants)
+    }
+
+    /// Tenants by id, at most `max`, beginning after one; not the operators' own.
+    pub async fn tenants_after(&self, after: Option<&TenantId>, max: usize) -> Result<Vec<Stored<Tenant>>> {
+        // A tenant's own entity is in its own stream, and its key is the tenant's slug.
+        let select = sql(format!(
+            "SELECT {STATE_COLUMNS} FROM journal.state s WHERE s.tenant > $1 AND s.tenant <> $2 \
+             AND s.id = $3 || s.tenant AND s.deleted = 0 ORDER BY s.tenant LIMIT $4"
+        ))
+        .bind(after.map_or("", TenantId::as_str))
+        .bind(OPERATORS)
+        .bind(Tenant::stream("").id.as_str())
+        .bind(max);
+        self.stored(select).await
+    }
+
+    /// A tenant as it stands in the journal; none if there is none, or it is the operators' own.
+    pub async fn tenant_entity(&self, id: &TenantId) -> Result<Option<Stored<Tenant>>> {
+        match id.as_str() {
+            OPERATORS => Ok(None),
+            key => self.find(id, key).await,
+        }
+    }
+
+    /// An administrative entity of a tenant, by its key.
+    pub async fn find<E: Entity>(&self, tenant: &TenantId, key: &str) -> Result<Option<Stored<E>>> {
+        let found = self.entity::<E>(tenant, key).await?;
+        Ok(found.map(|(state, entity)| Stored::of(&state, entity)))
+    }
+
+    /// A tenant's administrative entities of one kind by key, at most `max`, beginning after one.
+    pub async fn find_after<E: Entity>(
+        &self,
+        tenant: &TenantId,
+        after: Option<&str>,
+        max: usize,
+    ) -> Result<Vec<Stored<E>>> {
+        let select = sql(format!(
+            "SELECT {STATE_COLUMNS} FROM journal.state s WHERE s.tenant = $1 AND s.resource_type = $2 \
+             AND s.deleted = 0 AND s.id > $3 ORDER BY s.id LIMIT $4"
+        ))
+        .bind(tenant)
+        .bind(E::TYPE)
+        .bind(E::stream(after.unwrap_or_default()).id.as_str())
+        .bind(max);
+        self.stored(select).await
+    }
+
+    async fn stored<E: Entity>(&self, select: Sql) -> Result<Vec<Stored<E>>> {
+        let rows = self.backend().fetch_all(Area::Journal, select).await?;
+        let states = self.open_state_rows(rows).await?;
+        let entities = states.iter().filter_map(|state| Some((state, state.document()?)));
+        entities.map(|(state, document)| Ok(Stored::of(state, read_entity::<E>(document)?))).collect()
     }
 
     /// A tenant; remembered for five seconds.
@@ -168,11 +300,11 @@ impl Store {
         &self,
         tenant: &TenantId,
         connection: Connection,
-        actor: Actor,
-    ) -> Result<()> {
+        by: impl Into<By>,
+    ) -> Result<Stored<Connection>> {
         self.must_exist(tenant).await?;
-        let key = connection.id.as_str().to_owned();
-        self.change_entity(tenant, &key, Some(&connection), None, actor, Change::of("create")).await
+        let key = connection.id.clone();
+        self.create_entity(tenant, key.as_str(), connection, by.into(), Change::of("create")).await
     }
 
     /// Changes a connection, such as its profile.
@@ -180,12 +312,24 @@ impl Store {
         &self,
         tenant: &TenantId,
         connection: Connection,
-        actor: Actor,
-    ) -> Result<()> {
-        let key = connection.id.as_str().to_owned();
-        let before = self.entity::<Connection>(tenant, &key).await?;
-        let Some(before) = before else { return Err(refused(format!("connection {key} does not exist"))) };
-        self.change_entity(tenant, &key, Some(&connection), Some(before), actor, Change::of("change")).await
+        by: impl Into<By>,
+    ) -> Result<Stored<Connection>> {
+        let id = connection.id.clone();
+        self.edit_connection(tenant, &id, by, |_| Ok(connection.clone())).await
+    }
+
+    /// Lets `edit` make a connection's next state of its present one; again if somebody was faster.
+    ///
+    /// # Errors
+    /// What `edit` returns; 404 if it does not exist, 412 if it has not the version asked for.
+    pub async fn edit_connection(
+        &self,
+        tenant: &TenantId,
+        id: &ConnectionId,
+        by: impl Into<By>,
+        edit: impl FnMut(Connection) -> Result<Connection>,
+    ) -> Result<Stored<Connection>> {
+        self.edit_entity(tenant, id.as_str(), by.into(), None, edit).await
     }
 
     /// The tenant's connections, by id.
@@ -200,9 +344,9 @@ impl Store {
         connection: &ConnectionId,
         scopes: Vec<Scope>,
         expires: Option<Timestamp>,
-        actor: Actor,
+        by: impl Into<By>,
     ) -> Result<IssuedToken> {
-        self.issue_token_for(tenant, connection, scopes, expires, None, actor).await
+        self.issue_token_for(tenant, connection, scopes, expires, None, by).await
     }
 
     /// The same for a user, by id or `userName`: `/Me` is that user. Whether there is one is found out when
@@ -214,10 +358,17 @@ impl Store {
         scopes: Vec<Scope>,
         expires: Option<Timestamp>,
         subject: Option<String>,
-        actor: Actor,
+        by: impl Into<By>,
     ) -> Result<IssuedToken> {
         if self.entity::<Connection>(tenant, connection.as_str()).await?.is_none() {
-            return Err(refused(format!("connection {connection} does not exist")));
+            return Err(missing::<Connection>(connection.as_str()));
+        }
+        // Operators administer; nothing of theirs is provisioned.
+        if tenant.as_str() == OPERATORS && scopes.iter().any(|scope| *scope != Scope::Admin) {
+            return Err(refused(format!(
+                "an operator's token has the scope {} alone",
+                Scope::Admin.as_str()
+            )));
         }
         let mut random = [0u8; 38];
         self.entropy().fill(&mut random);
@@ -233,17 +384,46 @@ impl Store {
             scopes: names.join(" "),
             expires: expires.map(|t| t.0),
         });
-        self.change_entity(tenant, &id, Some(&token), None, actor, change).await?;
-        Ok(IssuedToken { id, secret })
+        let token = self.create_entity(tenant, &id, token, by.into(), change).await?;
+        Ok(IssuedToken { id, secret, token })
+    }
+
+    /// Makes a token for an operator of the whole installation, who has that name, and what it belongs to
+    /// if this is the first.
+    pub async fn issue_operator_token(
+        &self,
+        operator: &ConnectionId,
+        expires: Option<Timestamp>,
+        by: impl Into<By>,
+    ) -> Result<IssuedToken> {
+        let by = by.into();
+        let tenant = TenantId::new(OPERATORS)
+            .map_err(|_| StoreError::corrupt("the operators' tenant", "its name is no slug"))?;
+        if self.entity::<Tenant>(&tenant, OPERATORS).await?.is_none() {
+            let entity = Tenant { id: tenant.clone(), settings: TenantSettings::default() };
+            let made = self.create_entity(&tenant, OPERATORS, entity, by.clone(), Change::of("create")).await;
+            self.unless_there(made)?;
+        }
+        if self.entity::<Connection>(&tenant, operator.as_str()).await?.is_none() {
+            let entity = Connection::new(operator.clone(), Profile::Strict);
+            self.unless_there(self.create_connection(&tenant, entity, by.clone()).await)?;
+        }
+        self.issue_token(&tenant, operator, vec![Scope::Admin], expires, by).await
+    }
+
+    /// Somebody else may have made it at the same moment.
+    fn unless_there<E>(&self, made: Result<Stored<E>>) -> Result<()> {
+        match made {
+            Err(StoreError::Refused(error)) if error.status == 409 => Ok(()),
+            other => other.map(drop),
+        }
     }
 
     /// Ends a token at once (within five seconds on other nodes).
-    pub async fn revoke_token(&self, tenant: &TenantId, id: &str, actor: Actor) -> Result<()> {
-        let before = self.entity::<Token>(tenant, id).await?;
-        let Some(before) = before else { return Err(refused(format!("token {id} does not exist"))) };
+    pub async fn revoke_token(&self, tenant: &TenantId, id: &str, by: impl Into<By>) -> Result<()> {
         let mut change = Change::of("revoke");
         change.tokens.push(TokenWrite::Remove { id: Token::stream(id).id });
-        self.change_entity::<Token>(tenant, id, None, Some(before), actor, change).await
+        self.delete_entity::<Token>(tenant, id, by.into(), change).await
     }
 
     /// The tenant's tokens, without their secrets.
@@ -312,13 +492,13 @@ impl Store {
         tenant: &TenantId,
         app: App,
         credential: SecretString,
-        actor: Actor,
-    ) -> Result<()> {
+        by: impl Into<By>,
+    ) -> Result<Stored<App>> {
         self.must_exist(tenant).await?;
-        let key = app.id.as_str().to_owned();
+        let key = app.id.clone();
         let mut change = Change::of("create");
-        change.secrets.push(self.credential(tenant, &key, &credential).await?);
-        self.change_entity(tenant, &key, Some(&app), None, actor, change).await
+        change.secrets.push(self.credential(tenant, key.as_str(), &credential).await?);
+        self.create_entity(tenant, key.as_str(), app, by.into(), change).await
     }
 
     /// Changes an app, and its credential if one is given.
@@ -327,23 +507,31 @@ impl Store {
         tenant: &TenantId,
         app: App,
         credential: Option<SecretString>,
-        actor: Actor,
-    ) -> Result<()> {
-        let key = app.id.as_str().to_owned();
-        let before = self.entity::<App>(tenant, &key).await?;
-        let Some(before) = before else { return Err(refused(format!("app {key} does not exist"))) };
-        let mut change = Change::of("change");
-        if let Some(credential) = credential {
-            change.secrets.push(self.credential(tenant, &key, &credential).await?);
-        }
-        self.change_entity(tenant, &key, Some(&app), Some(before), actor, change).await
+        by: impl Into<By>,
+    ) -> Result<Stored<App>> {
+        let id = app.id.clone();
+        self.edit_app(tenant, &id, credential, by, |_| Ok(app.clone())).await
+    }
+
+    /// Lets `edit` make an app's next state of its present one, again if somebody was faster; with a new
+    /// credential if one is given.
+    ///
+    /// # Errors
+    /// What `edit` returns; 404 if it does not exist, 412 if it has not the version asked for.
+    pub async fn edit_app(
+        &self,
+        tenant: &TenantId,
+        id: &AppId,
+        credential: Option<SecretString>,
+        by: impl Into<By>,
+        edit: impl FnMut(App) -> Result<App>,
+    ) -> Result<Stored<App>> {
+        self.edit_entity(tenant, id.as_str(), by.into(), credential.as_ref(), edit).await
     }
 
     /// Removes an app and its credential. Its name is not given again.
-    pub async fn delete_app(&self, tenant: &TenantId, id: &AppId, actor: Actor) -> Result<()> {
-        let before = self.entity::<App>(tenant, id.as_str()).await?;
-        let Some(before) = before else { return Err(refused(format!("app {id} does not exist"))) };
-        self.change_entity::<App>(tenant, id.as_str(), None, Some(before), actor, Change::of("delete")).await
+    pub async fn delete_app(&self, tenant: &TenantId, id: &AppId, by: impl Into<By>) -> Result<()> {
+        self.delete_entity::<App>(tenant, id.as_str(), by.into(), Change::of("delete")).await
     }
 
     /// The tenant's apps, by id.
@@ -428,28 +616,92 @@ impl Store {
         states.iter().filter_map(StateRow::document).map(read_entity::<E>).collect()
     }
 
+    /// Records that an entity came to be.
+    async fn create_entity<E: Entity>(
+        &self,
+        tenant: &TenantId,
+        key: &str,
+        entity: E,
+        by: By,
+        change: Change,
+    ) -> Result<Stored<E>> {
+        let name = E::TYPE.to_lowercase();
+        match self.change_entity(tenant, key, Some(&entity), None, &by, change).await? {
+            Changed::Done(receipt) => Ok(receipt.stored(entity)),
+            Changed::Rejected => Err(refused(format!("{name} {key} exists already, or did once"))),
+        }
+    }
+
+    /// Records what `edit` made of an entity; nothing if that is what it was.
+    async fn edit_entity<E: Entity>(
+        &self,
+        tenant: &TenantId,
+        key: &str,
+        by: By,
+        credential: Option<&SecretString>,
+        mut edit: impl FnMut(E) -> Result<E>,
+    ) -> Result<Stored<E>> {
+        for _ in 0..EDITS_MAX {
+            let before = self.entity::<E>(tenant, key).await?;
+            let Some((state, entity)) = before else { return Err(missing::<E>(key)) };
+            check_version::<E>(&by, &state, key)?;
+            let after = edit(entity)?;
+            let mut change = Change::of("change");
+            if let Some(credential) = credential {
+                change.secrets.push(self.credential(tenant, key, credential).await?);
+            }
+            if change.secrets.is_empty() && state.document() == Some(&after.to_document()) {
+                return Ok(Stored::of(&state, after));
+            }
+            match self.change_entity(tenant, key, Some(&after), Some(&state), &by, change).await? {
+                Changed::Done(receipt) => return Ok(receipt.stored(after)),
+                // The next round finds out what happened meanwhile.
+                Changed::Rejected => {}
+            }
+        }
+        Err(refused(format!("{} {key} is being changed by others", E::TYPE.to_lowercase())))
+    }
+
+    /// Records that an entity is no more.
+    async fn delete_entity<E: Entity>(
+        &self,
+        tenant: &TenantId,
+        key: &str,
+        by: By,
+        change: Change,
+    ) -> Result<()> {
+        let Some((state, _)) = self.entity::<E>(tenant, key).await? else { return Err(missing::<E>(key)) };
+        check_version::<E>(&by, &state, key)?;
+        match self.change_entity::<E>(tenant, key, None, Some(&state), &by, change).await? {
+            Changed::Done(_) => Ok(()),
+            Changed::Rejected => {
+                Err(refused(format!("{} {key} was changed by someone else", E::TYPE.to_lowercase())))
+            }
+        }
+    }
+
     /// Writes what an administrative change means: `after` none = deleted, `before` none = created.
     async fn change_entity<E: Entity>(
         &self,
         tenant: &TenantId,
         key: &str,
         after: Option<&E>,
-        before: Option<(StateRow, E)>,
-        actor: Actor,
+        before: Option<&StateRow>,
+        by: &By,
         change: Change,
-    ) -> Result<()> {
+    ) -> Result<Changed> {
         let stream = E::stream(key);
         let document = after.map(Entity::to_document);
-        let event = match (&document, &before) {
+        let event = match (&document, before) {
             (Some(document), None) => Event::Created { document: document.clone() },
-            (Some(document), Some((state, _))) => {
+            (Some(document), Some(state)) => {
                 let empty = Document::default();
                 Event::Changed { changes: diff(state.document().unwrap_or(&empty), document) }
             }
             (None, _) => Event::Deleted,
         };
-        let cause = Cause { operation: change.operation.to_owned(), ..Cause::default() };
-        let header = Header::of(&actor, &cause)?;
+        let cause = Cause { operation: change.operation.to_owned(), ..by.cause.clone() };
+        let header = Header::of(&by.actor, &cause)?;
         let kind = event.kind(E::TYPE);
         let event_id = self.entropy().uuid_v7(self.now());
         let payload = event_payload(&event);
@@ -478,7 +730,7 @@ impl Store {
         let write = StreamWrite {
             cause: None,
             stream: stream.clone(),
-            expect: before.as_ref().map_or(Expect::Absent, |(state, _)| Expect::Version(state.version)),
+            expect: before.map_or(Expect::Absent, |state| Expect::Version(state.version)),
             events: vec![NewEvent { event_id, kind, key_id: None, payload, body_hash }],
             state,
             lookups_add: Vec::new(),
@@ -500,18 +752,33 @@ impl Store {
         let result = self.inner.writer.append(commit).await;
         self.forget_tenants();
         match result {
-            Ok(_) => Ok(()),
-            Err(AppendError::Rejected(Rejection::Exists)) => {
-                Err(refused(format!("{} {key} exists already, or did once", E::TYPE.to_lowercase())))
-            }
-            Err(AppendError::Rejected(_)) => {
-                Err(refused(format!("{} {key} was changed by someone else", E::TYPE.to_lowercase())))
-            }
+            Ok(receipt) => Ok(Changed::Done(receipt)),
+            Err(AppendError::Rejected(_)) => Ok(Changed::Rejected),
             Err(AppendError::Halted(reason)) => Err(StoreError::Halted(reason)),
             Err(error) => {
                 tracing::error!(%error, "an administrative change failed");
                 Err(StoreError::Busy { what: "the journal cannot be written", retry_after_s: 2 })
             }
+        }
+    }
+}
+
+/// What an administrative change came to.
+enum Changed {
+    Done(Receipt),
+    /// The entity has another version than expected.
+    Rejected,
+}
+
+impl Receipt {
+    fn stored<E>(&self, entity: E) -> Stored<E> {
+        let stream = self.streams.first();
+        let time = |of: fn(&StreamReceipt) -> i64| Timestamp(stream.map_or(0, of));
+        Stored {
+            entity,
+            version: stream.map_or(0, |s| s.version),
+            created: time(|s| s.created),
+            modified: time(|s| s.modified),
         }
     }
 }

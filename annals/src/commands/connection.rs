@@ -5,7 +5,7 @@ use std::str::FromStr;
 use annals_domain::clock::Timestamp;
 use annals_domain::ids::{ConnectionId, TenantId};
 use annals_domain::scim::dialect::{Client, Profile, Quirk};
-use annals_domain::tenant::{Connection, Scope};
+use annals_domain::tenant::{Connection, Scope, Token};
 use annals_store::Store;
 use anyhow::bail;
 use clap::{Subcommand, ValueEnum};
@@ -147,7 +147,8 @@ impl From<ScopeArg> for Scope {
     }
 }
 
-const DAY_MS: i64 = 24 * 60 * 60 * 1_000;
+/// A day, in milliseconds.
+pub(crate) const DAY_MS: i64 = 24 * 60 * 60 * 1_000;
 
 /// Runs it.
 pub(crate) async fn run(config: &Config, command: Command) -> anyhow::Result<()> {
@@ -198,11 +199,16 @@ pub(crate) async fn run(config: &Config, command: Command) -> anyhow::Result<()>
 }
 
 async fn list_tokens(store: &Store, tenant: &TenantId) -> anyhow::Result<()> {
-    for token in store.tokens(tenant).await? {
+    print_tokens(&store.tokens(tenant).await?);
+    Ok(())
+}
+
+/// One line for each token, without its secret.
+pub(crate) fn print_tokens(tokens: &[Token]) {
+    for token in tokens {
         let scopes: Vec<&str> = token.scopes.iter().map(|s| s.as_str()).collect();
         let ends = token.expires.map_or("never ends".to_owned(), |at: Timestamp| format!("ends {at}"));
-        let of = token.subject.map(|subject| format!("\t{subject}")).unwrap_or_default();
+        let of = token.subject.as_ref().map(|subject| format!("\t{subject}")).unwrap_or_default();
         println!("{}\t{}\t{}\t{ends}{of}", token.id, token.connection, scopes.join(" "));
     }
-    Ok(())
 }

@@ -8,6 +8,7 @@ pub(crate) mod deliveries;
 pub(crate) mod doctor;
 pub(crate) mod erase;
 pub(crate) mod events;
+pub(crate) mod operator;
 pub(crate) mod rebuild;
 pub(crate) mod serve;
 pub(crate) mod tenant;

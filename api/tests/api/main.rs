@@ -1,5 +1,6 @@
 //! The HTTP surface, in process, on SQLite in a temporary folder; one module per behaviour.
 
+mod admin;
 mod auth;
 mod bulk;
 mod dialect_entra;

@@ -172,7 +172,7 @@ impl World {
     }
 
     pub(crate) fn call(&self, method: &str, path: &str) -> Call<'_> {
-        let uri = if path.starts_with("/scim") || path.starts_with("/t/") {
+        let uri = if ["/scim", "/t/", "/admin"].iter().any(|base| path.starts_with(base)) {
             path.to_owned()
         } else if path.starts_with("//raw") {
             path.trim_start_matches("//raw").to_owned()

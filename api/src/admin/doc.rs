@@ -1,0 +1,71 @@
+//! Parameters and patches as the OpenAPI document describes them. [`super::extract`] reads them.
+
+use annals_domain::ids::{ConnectionId, TenantId};
+use annals_domain::scim::dialect::{Profile, Switches};
+use annals_domain::tenant::TenantSettings;
+use serde::Serialize;
+use utoipa::{IntoParams, ToSchema};
+
+/// Which page of a list.
+#[derive(Debug, Serialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct PageParams {
+    /// At most so many entries.
+    #[param(minimum = 1, maximum = 500, default = 100)]
+    limit: Option<u32>,
+    /// `nextCursor` of the page before.
+    #[param(pattern = "^([0-9a-f]{2})+$")]
+    cursor: Option<String>,
+}
+
+/// The tenant of a path.
+#[derive(Debug, Serialize, IntoParams)]
+#[into_params(parameter_in = Path)]
+pub(crate) struct TenantParam {
+    /// The tenant.
+    tenant: TenantId,
+}
+
+/// The connection of a path.
+#[derive(Debug, Serialize, IntoParams)]
+#[into_params(parameter_in = Path)]
+pub(crate) struct ConnectionParam {
+    /// The tenant.
+    tenant: TenantId,
+    /// The connection.
+    connection: ConnectionId,
+}
+
+/// The token of a path.
+#[derive(Debug, Serialize, IntoParams)]
+#[into_params(parameter_in = Path)]
+pub(crate) struct TokenParam {
+    /// The tenant.
+    tenant: TenantId,
+    /// The token's public id.
+    token: String,
+}
+
+/// The operator's token of a path.
+#[derive(Debug, Serialize, IntoParams)]
+#[into_params(parameter_in = Path)]
+pub(crate) struct OperatorTokenParam {
+    /// The token's public id.
+    token: String,
+}
+
+/// What to change of a tenant.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct TenantPatch {
+    /// Settings to change; null = the default.
+    settings: Option<TenantSettings>,
+}
+
+/// What to change of a connection.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct ConnectionPatch {
+    /// The new profile.
+    profile: Option<Profile>,
+    /// Switches to change; null = what the profile says.
+    switches: Option<Switches>,
+}
