@@ -14,7 +14,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use commands::{
-    app, audit, bench, connection, deliveries, doctor, erase, events, operator, rebuild, serve, tenant,
+    app, audit, bench, connection, deliveries, doctor, erase, events, operator, rebuild, schema, serve,
+    tenant,
 };
 use config::Config;
 
@@ -62,6 +63,12 @@ enum Command {
     /// Operators' tokens for administration over HTTP (docs/admin-api.md).
     #[command(subcommand)]
     Operator(operator::Command),
+    /// A tenant's own schemas.
+    #[command(subcommand)]
+    Schema(schema::Command),
+    /// A tenant's own resource types, and its extensions of users and groups.
+    #[command(subcommand)]
+    ResourceType(schema::ResourceTypeCommand),
     /// Downstream applications.
     #[command(subcommand)]
     App(app::Command),
@@ -116,6 +123,8 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Tenant(command) => tenant::run(&config, command).await?,
         Command::Connection(command) => connection::run(&config, command).await?,
         Command::Operator(command) => operator::run(&config, command).await?,
+        Command::Schema(command) => schema::run(&config, command).await?,
+        Command::ResourceType(command) => schema::run_resource_type(&config, command).await?,
         Command::App(command) => app::run(&config, command).await?,
         Command::Deliveries(command) => deliveries::run(&config, command).await?,
         Command::Events(command) => events::run(&config, command).await?,

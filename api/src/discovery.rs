@@ -84,7 +84,7 @@ pub(crate) async fn resource_type(
     query: Query,
 ) -> Result<Response> {
     refuse_filter(&query)?;
-    let found = visitor.registry.resource_type(&id);
+    let found = visitor.registry.resource_types().find(|rt| rt.name == id);
     let found = found.ok_or_else(|| ApiError::not_found("no such resource type"))?;
     let path = format!("/ResourceTypes/{}", found.name);
     Ok(answer(&headers, &visitor, &path, resource_type_json(found, &visitor)))

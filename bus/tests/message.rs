@@ -5,12 +5,14 @@ use annals_bus::message::{
     Decoded, MESSAGE_BYTES_MAX, Message, decode, encode, encode_stored, header, identity, subject,
 };
 use annals_domain::clock::Timestamp;
+use annals_domain::definition::{Definitions, ResourceTypeDefinition, SchemaDefinition};
 use annals_domain::event::{
     Actor, Body, Cause, EVENT_BYTES_MAX, Event, MEMBERS_PER_EVENT_MAX, Recorded, StreamId,
 };
 use annals_domain::ids::{ResourceId, TenantId};
 use annals_domain::scim::resource::{Change, Document};
 use annals_domain::scim::schema::Registry;
+use annals_domain::tenant::Entity;
 use annals_domain::upcast::SCHEMA_VERSION;
 use annals_store::StoredEvent;
 use async_nats::HeaderMap;
@@ -130,6 +132,7 @@ fn unusual_envelopes_survive() {
         profile: Some(odd.to_owned()),
         quirks: vec![odd.to_owned(), String::new()],
         bulk_index: Some(u32::MAX),
+        token: Some(odd.to_owned()),
     };
     event.position = i64::MAX;
     event.version = i64::MAX;
@@ -164,6 +167,41 @@ fn sealed() -> StoredEvent {
         previous_of_tenant: event.previous_of_tenant,
         key_id: Some("k-1".to_owned()),
         payload: vec![0, 255, 13, 10, 1],
+    }
+}
+
+/// A tenant's own resource type, and the definitions themselves.
+#[test]
+fn a_tenants_own_types_have_subjects_and_event_types() {
+    let urn = "urn:example:schemas:2.0:Device";
+    let schema = SchemaDefinition::read(&json!({"id": urn, "attributes": [{"name": "label"}]})).unwrap();
+    let device = json!({"name": "Device", "endpoint": "/Devices", "schema": urn});
+    let device = ResourceTypeDefinition::read(&device).unwrap();
+    let definitions = Definitions::default().with_schema(schema.clone()).with_resource_type(device.clone());
+    let registry = definitions.registry().unwrap();
+    let created = |document| Event::Created { document };
+    let content = document(json!({"label": "Kiosk"}));
+    for (event, expected_subject, expected_type, at) in [
+        (recorded("Device", "d1", created(content)), "Device.created", "device.created", "Devices/d1"),
+        (
+            recorded("Schema", &format!("schema.{urn}").to_lowercase(), created(schema.to_document())),
+            "Schema.created",
+            "schema.created",
+            "Schema/schema.urn:example:schemas:2.0:device",
+        ),
+        (
+            recorded("ResourceType", "resourcetype.device", created(device.to_document())),
+            "ResourceType.created",
+            "resourcetype.created",
+            "ResourceType/resourcetype.device",
+        ),
+    ] {
+        let message = encode(PREFIX, &registry, &event).unwrap();
+        assert_eq!(message.subject, format!("annals.ev.acme.{expected_subject}"));
+        let header = |name: &str| message.headers.get(name).unwrap().as_str().to_owned();
+        assert_eq!(header(header::TYPE), format!("dev.annals.{expected_type}.v1"));
+        assert_eq!(header(header::SUBJECT), at);
+        assert_eq!(read(&message).unwrap(), Decoded::Open(Box::new(event)));
     }
 }
 

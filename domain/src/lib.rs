@@ -6,6 +6,7 @@
 //! events ([`event`]), and events become states again.
 
 pub mod clock;
+pub mod definition;
 pub mod event;
 pub mod ids;
 pub mod resource;

@@ -1,4 +1,4 @@
-//! Administration as events: tenants, connections, tokens and apps (D8, D13).
+//! Administration as events: tenants, connections, tokens, apps, schemas and resource types (D8, D13).
 //!
 //! These entities live in the same journal as SCIM resources and use the same
 //! [`Event`](crate::event::Event)s; only their
@@ -9,6 +9,7 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use crate::clock::Timestamp;
+use crate::definition::{ResourceTypeDefinition, SchemaDefinition};
 use crate::event::StreamId;
 use crate::ids::{AppId, ConnectionId, ResourceId, TenantId};
 use crate::scim::dialect::Client;
@@ -54,6 +55,12 @@ impl Entity for Token {
 impl Entity for App {
     const TYPE: &'static str = "App";
 }
+impl Entity for SchemaDefinition {
+    const TYPE: &'static str = "Schema";
+}
+impl Entity for ResourceTypeDefinition {
+    const TYPE: &'static str = "ResourceType";
+}
 
 /// Name of the tenant that holds the tokens of the installation's operators, one connection for each
 /// operator. It is made with the first of them; no other tenant can have its name, and no SCIM client
@@ -63,6 +70,12 @@ pub const OPERATORS: &str = "annals";
 /// Whether a type name belongs to administration rather than to SCIM.
 pub fn is_administrative(resource_type: &str) -> bool {
     [Tenant::TYPE, Connection::TYPE, Token::TYPE, App::TYPE].contains(&resource_type)
+        || is_definition(resource_type)
+}
+
+/// Whether a type name is that of a schema or resource type: its events change what resources may hold.
+pub fn is_definition(resource_type: &str) -> bool {
+    [SchemaDefinition::TYPE, ResourceTypeDefinition::TYPE].contains(&resource_type)
 }
 
 /// A tenant.

@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::ids::ResourceId;
 use crate::scim::fold::{fold, index_value};
 use crate::scim::resource::Document;
-use crate::scim::schema::{Attribute, ResourceType};
+use crate::scim::schema::{Attribute, ENTERPRISE_USER, ResourceType, Uniqueness};
 
 /// One simple value of a resource in sortable text (see [`index_value`]).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -86,7 +86,7 @@ fn position(at: usize) -> i32 {
 }
 
 /// By which value a resource can be looked up without the read model (D2).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum LookupKind {
     /// A user's `userName`.
     UserName,
@@ -94,28 +94,40 @@ pub enum LookupKind {
     ExternalId,
     /// A group's `displayName`.
     DisplayName,
+    /// An attribute of a tenant's own schema that is unique (RFC 7643 §7), by its key.
+    Unique(String),
 }
 
 impl LookupKind {
-    /// Every kind there is.
-    pub const ALL: [LookupKind; 3] = [Self::UserName, Self::ExternalId, Self::DisplayName];
-
     /// The stable name, as stored.
-    pub fn as_str(self) -> &'static str {
+    pub fn as_str(&self) -> &str {
         match self {
             Self::UserName => "username",
             Self::ExternalId => "externalid",
             Self::DisplayName => "displayname",
+            Self::Unique(key) => key,
         }
     }
 
     /// Which kind an attribute of a resource type is, by the attribute's key.
     pub fn of(resource_type: &ResourceType, key: &str) -> Option<Self> {
+        let attribute = resource_type.attribute(key)?;
         match key {
-            "username" if resource_type.core("userName").is_some() => Some(Self::UserName),
             "externalid" => Some(Self::ExternalId),
+            "username" if attribute.uniqueness != Uniqueness::None => Some(Self::UserName),
             "displayname" if resource_type.link_attribute().is_some() => Some(Self::DisplayName),
+            _ if attribute.is_unique() => Some(Self::Unique(key.to_owned())),
             _ => None,
+        }
+    }
+
+    /// Which of several look-ups to ask first.
+    pub fn rank(&self) -> u8 {
+        match self {
+            Self::UserName => 0,
+            Self::Unique(_) => 1,
+            Self::ExternalId => 2,
+            Self::DisplayName => 3,
         }
     }
 }
@@ -135,6 +147,8 @@ pub struct Lookup {
     pub value: String,
     /// Whether no other resource of the type may have it.
     pub exclusive: bool,
+    /// The attribute's path, for the client's error.
+    pub attribute: String,
 }
 
 /// What a tenant says about uniqueness.
@@ -146,24 +160,26 @@ pub struct LookupSettings {
     pub group_name_unique: bool,
 }
 
-/// The look-ups of a document: `userName` of users, `displayName` of groups, `externalId` of all. A value
-/// is folded where its attribute is not case-exact.
+/// The look-ups of a document: `userName` of users, `displayName` of groups, `externalId` of all, and what a
+/// tenant's schemas declare unique. A value is folded where its attribute is not case-exact.
 pub fn lookups(resource_type: &ResourceType, document: &Document, settings: &LookupSettings) -> Vec<Lookup> {
-    let lookup = |name: &str| {
-        let attribute = resource_type.core(name)?;
+    let lookup = |attribute: &Attribute| {
         let kind = LookupKind::of(resource_type, &attribute.key)?;
         let value = index_value(attribute, document.get(attribute)?)?;
         let exclusive = match kind {
-            LookupKind::UserName => true,
+            LookupKind::UserName | LookupKind::Unique(_) => true,
             LookupKind::ExternalId => settings.external_id_unique,
             LookupKind::DisplayName => settings.group_name_unique,
         };
-        Some(Lookup { kind, value, exclusive })
+        Some(Lookup { kind, value, exclusive, attribute: attribute.path.clone() })
     };
-    ["userName", "externalId", "displayName"].into_iter().filter_map(lookup).collect()
+    let stored = resource_type.attributes().filter(|attribute| attribute.is_stored());
+    let mut found: Vec<Lookup> = stored.filter_map(lookup).collect();
+    found.sort_by_key(|lookup| lookup.kind.rank());
+    found
 }
 
-/// The resources a document refers to, by the name of the attribute: `manager`. Members are no part of a
+/// The resources a document refers to, by the name of the link: `manager`. Members are no part of a
 /// document.
 pub fn references(resource_type: &ResourceType, document: &Document) -> Vec<(String, ResourceId)> {
     let mut found = Vec::new();
@@ -174,7 +190,16 @@ pub fn references(resource_type: &ResourceType, document: &Document) -> Vec<(Str
             None => &[],
         };
         let ids = elements.iter().filter_map(|element| element.get("value")?.as_str());
-        found.extend(ids.map(|id| (attribute.name.clone(), ResourceId::from_text(id))));
+        found.extend(ids.map(|id| (link_name(attribute), ResourceId::from_text(id))));
     }
     found
+}
+
+/// The name under which an attribute's references are kept as links. Two schemas of a tenant may use one name,
+/// so their attributes have their key.
+pub fn link_name(attribute: &Attribute) -> String {
+    match attribute.extension.as_deref() {
+        Some(ENTERPRISE_USER) | None => attribute.name.clone(),
+        Some(_) => attribute.key.clone(),
+    }
 }

@@ -271,6 +271,7 @@ fn badges() -> Registry {
         schema: "urn:example:Badge".to_owned(),
         extensions: Vec::new(),
         personal: false,
+        retired: false,
     };
     Registry::standard().to_builder().schema(&schema).unwrap().resource_type(badge).build().unwrap()
 }

@@ -257,6 +257,7 @@ fn badges() -> std::sync::Arc<Registry> {
         schema: "urn:example:Badge".to_owned(),
         extensions: Vec::new(),
         personal: false,
+        retired: false,
     };
     let builder = Registry::standard().to_builder().schema(&schema).unwrap().resource_type(badge);
     std::sync::Arc::new(builder.build().unwrap())

@@ -388,11 +388,11 @@ fn holds(fixture: &Fixture, bound: &Bound) -> bool {
 
 fn is_found(fixture: &Fixture, bound: &Bound) {
     let Some(term) = lookup_terms(bound, &fixture.resource_type) else { return };
-    let found = match term.kind {
+    let found = match &term.kind {
         LookupTermKind::Id => term.value == fixture.id.to_string(),
         LookupTermKind::Lookup(kind) => {
             let all = lookups(&fixture.resource_type, &fixture.document, &LookupSettings::default());
-            all.iter().any(|lookup| lookup.kind == kind && lookup.value == term.value)
+            all.iter().any(|lookup| lookup.kind == *kind && lookup.value == term.value)
         }
     };
     assert!(found, "{bound:?} holds, but the look-up {term:?} finds another");

@@ -39,6 +39,7 @@ use crate::journal::{
 };
 use crate::keys::SubjectKey;
 use crate::password::PASSWORD;
+use crate::registry::Known;
 
 /// What `If-Match` demands.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -110,6 +111,8 @@ struct Decision {
     document: Document,
     proposal: Proposal,
     events: Vec<Event>,
+    /// Position of the tenant's newest schema or resource type that it was decided by.
+    definition: Position,
 }
 
 impl Decision {
@@ -180,9 +183,12 @@ impl Store {
     }
 
     async fn attempt(&self, request: &Request) -> Result<Attempt> {
+        let known = self.registry_known(&request.tenant).await?;
+        let current = known.current(request)?;
+        let request = current.as_ref().unwrap_or(request);
         let creating = matches!(request.command, Command::Create { .. });
         let before = if creating { None } else { self.state(&request.tenant, &request.id).await? };
-        let decision = self.decide(request, before).await?;
+        let decision = self.decide(request, &known, before).await?;
         if let Some(state) = decision.unchanged() {
             let state = state.clone();
             return Ok(Attempt::Done(Executed { state, changed: false, replayed: false, position: 0 }));
@@ -207,22 +213,27 @@ impl Store {
                 IfMatch::Versions(_) => Err(precondition_failed(request)),
                 _ => Ok(Attempt::Moved),
             },
+            Err(AppendError::Rejected(Rejection::Stale)) => {
+                self.registry_of(&request.tenant).await?;
+                Ok(Attempt::Moved)
+            }
             Err(error) => Err(refusal(request, error)),
         }
     }
 
     /// Lets the aggregate decide on a state, tombstones included; a create is decided on none.
-    async fn decide(&self, request: &Request, before: Option<StateRow>) -> Result<Decision> {
+    async fn decide(&self, request: &Request, known: &Known, before: Option<StateRow>) -> Result<Decision> {
         match request.resource_type.name.as_str() {
-            "User" => self.decide_as::<User>(request, before).await,
-            "Group" => self.decide_as::<Group>(request, before).await,
-            _ => self.decide_as::<Custom>(request, before).await,
+            "User" => self.decide_as::<User>(request, known, before).await,
+            "Group" => self.decide_as::<Group>(request, known, before).await,
+            _ => self.decide_as::<Custom>(request, known, before).await,
         }
     }
 
     async fn decide_as<A: CommandTarget>(
         &self,
         request: &Request,
+        known: &Known,
         before: Option<StateRow>,
     ) -> Result<Decision> {
         let creating = matches!(request.command, Command::Create { .. });
@@ -239,21 +250,19 @@ impl Store {
         {
             return Err(precondition_failed(request));
         }
-        let services = Services {
-            registry: self.registry_of(&request.tenant).await?,
-            resource_type: request.resource_type.clone(),
-        };
+        let services =
+            Services { registry: known.registry.clone(), resource_type: request.resource_type.clone() };
         let sink = EventSink::default();
         aggregate.handle(request.command.clone(), &services, &sink).await?;
         let events = sink.collect().await;
         let (document, proposal) = (aggregate.document().clone(), aggregate.proposal().clone());
-        Ok(Decision { before, document, proposal, events })
+        Ok(Decision { before, document, proposal, events, definition: known.definition })
     }
 
     /// Seals what was decided and puts it into a commit.
     async fn seal(&self, request: &Request, decision: Decision, key: Option<&SubjectKey>) -> Result<Decided> {
         let (tenant, id, rt) = (&request.tenant, &request.id, &request.resource_type);
-        let Decision { before, document, proposal, events } = decision;
+        let Decision { before, document, proposal, events, definition } = decision;
         let mut cause = request.cause.clone();
         cause.quirks.extend(proposal.quirks.iter().map(ToString::to_string));
         let header = Header::new(request, &cause)?;
@@ -309,20 +318,20 @@ impl Store {
             secrets,
             tokens: Vec::new(),
             fingerprint,
+            definition: Some(definition),
+            head: None,
         };
         Ok(Decided { commit, document, before })
     }
 
     async fn key_of(&self, request: &Request, before: Option<&StateRow>) -> Result<Option<SubjectKey>> {
-        if !request.resource_type.personal {
-            return Ok(None);
-        }
         match before.and_then(|state| state.key_id.as_deref()) {
             // The key may have been destroyed since the state was read: then the person is gone.
             Some(id) => match self.keys().subject(&request.tenant, id).await? {
                 Some(key) => Ok(Some(key)),
                 None => Err(not_found(request)),
             },
+            None if !request.resource_type.personal => Ok(None),
             None => Ok(Some(self.keys().take(&request.tenant).await?)),
         }
     }
@@ -489,6 +498,21 @@ impl Header {
     }
 }
 
+impl Known {
+    /// The request with the resource type as the tenant has it now; none if it has that already.
+    pub(crate) fn current(&self, request: &Request) -> Result<Option<Request>> {
+        let resource_type = self.registry.resource_type(&request.resource_type.name);
+        match resource_type.filter(|rt| !rt.retired) {
+            Some(same) if Arc::ptr_eq(same, &request.resource_type) => Ok(None),
+            Some(other) => Ok(Some(Request { resource_type: other.clone(), ..request.clone() })),
+            None => {
+                let detail = format!("there is no resource type {}", request.resource_type.name);
+                Err(StoreError::Refused(ScimError::not_found(detail)))
+            }
+        }
+    }
+}
+
 impl Request {
     /// The look-ups of a document with the kinds they are stored under.
     fn lookups(&self, document: &Document) -> Vec<(String, Lookup)> {
@@ -518,11 +542,7 @@ fn lookup_write(lookup: &(String, Lookup), value: Vec<u8>) -> LookupWrite {
         kind: lookup.0.clone(),
         value,
         exclusive: lookup.1.exclusive,
-        attribute: match lookup.1.kind {
-            LookupKind::UserName => "userName",
-            LookupKind::ExternalId => "externalId",
-            LookupKind::DisplayName => "displayName",
-        },
+        attribute: lookup.1.attribute.clone(),
     }
 }
 
@@ -598,6 +618,9 @@ fn refusal(request: &Request, error: AppendError) -> StoreError {
     match error {
         AppendError::Rejected(rejection) => match rejection {
             Rejection::Moved => precondition_failed(request),
+            Rejection::Stale => {
+                StoreError::Busy { what: "the tenant's schemas change too fast", retry_after_s: 1 }
+            }
             Rejection::Gone => not_found(request),
             Rejection::Exists => StoreError::Refused(ScimError::uniqueness(format!(
                 "{} {} exists already",

@@ -14,6 +14,7 @@ pub mod model;
 pub mod tenants;
 
 mod bus_epoch;
+pub mod definitions;
 mod execute;
 mod pace;
 mod password;
@@ -98,6 +99,7 @@ struct Inner {
     limits: Limits,
     model: model::ModelCache,
     tenants: tenants::TenantCache,
+    registries: registry::RegistryCache,
     pacer: pace::Pacer,
 }
 
@@ -135,6 +137,7 @@ impl Store {
                 limits: options.limits,
                 model: model::ModelCache::default(),
                 tenants: tenants::TenantCache::default(),
+                registries: registry::RegistryCache::default(),
                 pacer: pace::Pacer::default(),
             }),
         })

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use annals_domain::clock::Timestamp;
 use annals_domain::event::{Actor, Cause, Event};
-use annals_domain::ids::{AppId, ConnectionId, ResourceId, TenantId, Version};
+use annals_domain::ids::{AppId, ConnectionId, Position, ResourceId, TenantId, Version};
 use annals_domain::scim::dialect::Profile;
 use annals_domain::scim::error::ScimError;
 use annals_domain::scim::resource::{Document, diff};
@@ -109,12 +109,12 @@ fn refused(detail: String) -> StoreError {
     StoreError::Refused(ScimError::status(409, detail))
 }
 
-fn missing<E: Entity>(key: &str) -> StoreError {
+pub(crate) fn missing<E: Entity>(key: &str) -> StoreError {
     StoreError::Refused(ScimError::not_found(format!("{} {key} does not exist", E::TYPE.to_lowercase())))
 }
 
 /// Checks the version that an administrator has seen.
-fn check_version<E: Entity>(by: &By, state: &StateRow, key: &str) -> Result<()> {
+pub(crate) fn check_version<E: Entity>(by: &By, state: &StateRow, key: &str) -> Result<()> {
     match &by.if_match {
         IfMatch::Versions(versions) if !versions.contains(&state.version) => {
             let detail = format!("{} {key} has version {} by now", E::TYPE.to_lowercase(), state.version);
@@ -155,7 +155,7 @@ pub struct Stored<E> {
 }
 
 impl<E> Stored<E> {
-    fn of(state: &StateRow, entity: E) -> Stored<E> {
+    pub(crate) fn of(state: &StateRow, entity: E) -> Stored<E> {
         Stored { entity, version: state.version, created: state.created, modified: state.modified }
     }
 }
@@ -163,15 +163,20 @@ impl<E> Stored<E> {
 /// How often a change is tried again when somebody else changed the same entity meanwhile.
 const EDITS_MAX: usize = 5;
 
-struct Change {
+/// What an administrative change is besides its entity.
+pub(crate) struct Change {
     secrets: Vec<SecretWrite>,
     tokens: Vec<TokenWrite>,
     operation: &'static str,
+    /// Position of the tenant's newest definition that it was decided by.
+    pub(crate) definition: Option<Position>,
+    /// The tenant's last event when it was decided.
+    pub(crate) head: Option<Position>,
 }
 
 impl Change {
-    fn of(operation: &'static str) -> Change {
-        Change { secrets: Vec::new(), tokens: Vec::new(), operation }
+    pub(crate) fn of(operation: &'static str) -> Change {
+        Change { secrets: Vec::new(), tokens: Vec::new(), operation, definition: None, head: None }
     }
 }
 
@@ -591,20 +596,31 @@ impl Store {
         Ok(SecretWrite { id, name: CREDENTIAL, key_id: None, sealed: Some(sealed) })
     }
 
-    async fn must_exist(&self, tenant: &TenantId) -> Result<()> {
+    pub(crate) async fn must_exist(&self, tenant: &TenantId) -> Result<()> {
         match self.entity::<Tenant>(tenant, tenant.as_str()).await? {
             Some(_) => Ok(()),
             None => Err(StoreError::NoTenant(tenant.clone())),
         }
     }
 
-    async fn entity<E: Entity>(&self, tenant: &TenantId, key: &str) -> Result<Option<(StateRow, E)>> {
+    /// An administrative entity with its state row.
+    pub(crate) async fn entity<E: Entity>(
+        &self,
+        tenant: &TenantId,
+        key: &str,
+    ) -> Result<Option<(StateRow, E)>> {
         let Some(state) = self.state(tenant, &E::stream(key).id).await? else { return Ok(None) };
         let entity = state.document().map(read_entity::<E>).transpose()?;
         Ok(entity.map(|entity| (state, entity)))
     }
 
-    async fn entities<E: Entity>(&self, tenant: &TenantId) -> Result<Vec<E>> {
+    /// All administrative entities of a kind, by key.
+    pub(crate) async fn entities<E: Entity>(&self, tenant: &TenantId) -> Result<Vec<E>> {
+        Ok(self.entity_rows(tenant).await?.into_iter().map(|(_, entity)| entity).collect())
+    }
+
+    /// The same with their state rows.
+    pub(crate) async fn entity_rows<E: Entity>(&self, tenant: &TenantId) -> Result<Vec<(StateRow, E)>> {
         let select = sql(format!(
             "SELECT {STATE_COLUMNS} FROM journal.state s WHERE s.tenant = $1 AND s.resource_type = $2 \
              AND s.deleted = 0 ORDER BY s.id"
@@ -613,7 +629,13 @@ impl Store {
         .bind(E::TYPE);
         let rows = self.backend().fetch_all(Area::Journal, select).await?;
         let states = self.open_state_rows(rows).await?;
-        states.iter().filter_map(StateRow::document).map(read_entity::<E>).collect()
+        let mut found = Vec::with_capacity(states.len());
+        for state in states {
+            if let Some(entity) = state.document().map(read_entity::<E>).transpose()? {
+                found.push((state, entity));
+            }
+        }
+        Ok(found)
     }
 
     /// Records that an entity came to be.
@@ -681,7 +703,7 @@ impl Store {
     }
 
     /// Writes what an administrative change means: `after` none = deleted, `before` none = created.
-    async fn change_entity<E: Entity>(
+    pub(crate) async fn change_entity<E: Entity>(
         &self,
         tenant: &TenantId,
         key: &str,
@@ -748,6 +770,8 @@ impl Store {
             secrets: change.secrets,
             tokens: change.tokens,
             fingerprint: None,
+            definition: change.definition,
+            head: change.head,
         };
         let result = self.inner.writer.append(commit).await;
         self.forget_tenants();
@@ -764,14 +788,14 @@ impl Store {
 }
 
 /// What an administrative change came to.
-enum Changed {
+pub(crate) enum Changed {
     Done(Receipt),
-    /// The entity has another version than expected.
+    /// The entity has another version than expected, or what it was decided by has changed.
     Rejected,
 }
 
 impl Receipt {
-    fn stored<E>(&self, entity: E) -> Stored<E> {
+    pub(crate) fn stored<E>(&self, entity: E) -> Stored<E> {
         let stream = self.streams.first();
         let time = |of: fn(&StreamReceipt) -> i64| Timestamp(stream.map_or(0, of));
         Stored {

@@ -5,6 +5,8 @@ mod world;
 
 use std::time::Duration;
 
+use annals_domain::definition::{ResourceTypeDefinition, SchemaDefinition};
+use annals_domain::event::Actor;
 use annals_domain::tenant::{App, Driver};
 use annals_store::lanes::{DeliveryFilter, LaneState};
 use annals_testkit::downstream::{Action, Downstream};
@@ -63,6 +65,31 @@ async fn what_an_event_says_is_what_the_journal_says() {
     assert_eq!(event["data"]["version"], json!(2));
     assert_eq!(event["data"]["resourceType"], json!("User"));
     assert_eq!(event["data"]["actor"], json!({"kind": "system", "name": "test"}));
+}
+
+/// A resource type that a tenant defines while the webhook is there.
+#[tokio::test]
+async fn events_of_a_tenants_own_resource_type_are_sent() {
+    let mut world = World::new().await;
+    let hook = Downstream::webhook(SECRET).await.unwrap();
+    world.webhook_app(&hook.url()).await;
+    world.settle().await;
+    let urn = "urn:example:schemas:2.0:Device";
+    let schema = json!({"id": urn, "attributes": [{"name": "label"}, {"name": "place", "x-personal": true}]});
+    let schema = SchemaDefinition::read(&schema).unwrap();
+    world.store.put_schema(&acme(), schema, Actor::system("test")).await.unwrap();
+    let devices = json!({"name": "Device", "endpoint": "/Devices", "schema": urn});
+    let devices = ResourceTypeDefinition::read(&devices).unwrap();
+    world.store.put_resource_type(&acme(), devices, Actor::system("test")).await.unwrap();
+    let kiosk = world.create("Device", json!({"label": "Kiosk", "place": "Hall"})).await;
+    world.delete("Device", &kiosk).await;
+    world.settle().await;
+    // What administration does is not sent unless a webhook names it.
+    assert_eq!(kinds(&hook), ["dev.annals.device.created.v1", "dev.annals.device.deleted.v1"]);
+    let event = &hook.received()[0].event;
+    assert_eq!(event["subject"], json!(format!("Devices/{kiosk}")));
+    assert_eq!(event["data"]["resourceType"], json!("Device"));
+    assert_eq!(event["data"]["document"], json!({"label": "Kiosk", "place": "Hall"}));
 }
 
 #[tokio::test]

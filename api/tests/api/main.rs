@@ -17,6 +17,7 @@ mod observe;
 mod password;
 mod patch;
 mod requirements;
+mod schemas;
 mod search;
 mod switches;
 mod users;

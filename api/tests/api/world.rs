@@ -64,7 +64,7 @@ pub(crate) struct World {
     /// May read and write.
     pub(crate) token: String,
     projector: tokio::task::JoinHandle<()>,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 impl Drop for World {
@@ -126,7 +126,7 @@ impl World {
         let projector = tokio::spawn(project(store.clone()));
         let tenant = TenantId::new("acme").expect("a slug");
         let mut world =
-            World { store, router, readiness, clock, tenant, token: String::new(), projector, _dir: dir };
+            World { store, router, readiness, clock, tenant, token: String::new(), projector, dir };
         world.store.create_tenant(&world.tenant, settings, actor()).await.expect("a tenant");
         world.token = world.connect("acme", "main", profile).await;
         world
@@ -230,6 +230,15 @@ impl World {
         let answer = self.post("/Groups", body).await;
         assert_eq!(answer.status, 201, "{}", answer.body);
         answer.id()
+    }
+
+    /// All bytes of the journal's database, on disk.
+    pub(crate) fn journal_bytes(&self) -> Vec<u8> {
+        let files =
+            std::fs::read_dir(self.dir.path()).expect("a folder").map(|entry| entry.expect("a file").path());
+        let journal =
+            files.filter(|path| path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("journal")));
+        journal.flat_map(|path| std::fs::read(path).expect("a file")).collect()
     }
 
     /// How many events the journal has.

@@ -9,7 +9,7 @@ use super::dialect::{Dialect, Quirk};
 use super::error::ScimError;
 use super::fold::{is_password, prepare_password};
 use super::patch::PasswordChange;
-use super::schema::{Attribute, Mutability, Registry, ResourceType, member};
+use super::schema::{AttrType, Attribute, Mutability, Registry, ResourceType, member};
 use super::value::{canonical, check_keys, elements, parts, same, wrong_type};
 use crate::clock::Timestamp;
 use crate::ids::{ResourceId, Version};
@@ -64,7 +64,9 @@ pub fn parse(
     dialect: &mut Dialect,
 ) -> Result<Parsed, ScimError> {
     let mut draft = Draft::read(registry, resource_type, body, dialect)?;
-    if let Some(active) = resource_type.core("active").filter(|a| !draft.mentioned.contains(&a.key)) {
+    let flag = |a: &&Attribute| a.kind == AttrType::Boolean && !a.multi_valued && a.is_stored();
+    let active = resource_type.core("active").filter(flag);
+    if let Some(active) = active.filter(|a| !draft.mentioned.contains(&a.key)) {
         draft.document.set(active, Some(json!(true)));
     }
     draft.finish(resource_type, dialect)

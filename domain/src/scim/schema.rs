@@ -123,6 +123,8 @@ pub struct Attribute {
     pub link: bool,
     /// Whether it is complex and its `value` holds the id of a resource: `manager`, `members`, `groups`.
     pub resource_ref: bool,
+    /// Whether its values are about a person: then resources of a type that has it are sealed (D9).
+    pub personal: bool,
 }
 
 impl Attribute {
@@ -143,7 +145,13 @@ impl Attribute {
 
     /// Whether its values are links, kept (`members`) or derived from those kept elsewhere (`groups`).
     pub fn is_linked(&self) -> bool {
-        self.link || (self.resource_ref && self.multi_valued && self.is_read_only())
+        self.link || (self.resource_ref && self.multi_valued && self.is_read_only() && self.key == "groups")
+    }
+
+    /// Whether no two resources of the type may have the same value of it. One value of a plain type can be
+    /// unique, a list or its parts cannot.
+    pub fn is_unique(&self) -> bool {
+        self.uniqueness != Uniqueness::None && !self.multi_valued && !self.is_complex() && self.is_stored()
     }
 
     /// Whether documents hold it: not the server's own values, not secrets, not links.
@@ -190,6 +198,8 @@ pub struct Schema {
     pub description: String,
     /// Its attributes, keyed as core attributes.
     pub attributes: Vec<Attribute>,
+    /// Out of use: not served; only a retired resource type has it.
+    pub retired: bool,
 }
 
 impl Schema {
@@ -231,6 +241,9 @@ pub struct ResourceTypeDef {
     /// Whether its resources are about persons, and so sealed and erasable (D9).
     #[serde(default)]
     pub personal: bool,
+    /// Out of use: not served; events of the past still name it.
+    #[serde(default)]
+    pub retired: bool,
 }
 
 /// A kind of resource with its resolved attributes (RFC 7643 §6).
@@ -246,8 +259,13 @@ pub struct ResourceType {
     pub schema: String,
     /// Its extensions.
     pub extensions: Vec<Extension>,
-    /// Whether its resources are about persons, and so sealed and erasable (D9).
+    /// Whether its resources are about persons, and so sealed and erasable (D9): because its definition says
+    /// so, or because an attribute does.
     pub personal: bool,
+    /// Out of use: not served, and without resources; events of the past still name it.
+    pub retired: bool,
+    /// What its definition says of `personal`.
+    declared_personal: bool,
     attributes: Vec<Attribute>,
     by_key: HashMap<String, usize>,
 }
@@ -337,7 +355,8 @@ impl Registry {
             description: rt.description.clone(),
             schema: rt.schema.clone(),
             extensions: rt.extensions.clone(),
-            personal: rt.personal,
+            personal: rt.declared_personal,
+            retired: rt.retired,
         };
         RegistryBuilder {
             schemas: self.schemas.clone(),
@@ -345,32 +364,30 @@ impl Registry {
         }
     }
 
-    /// The resource type of that name, compared exactly (CS-010).
+    /// The resource type of that name, compared exactly (CS-010); retired ones too.
     pub fn resource_type(&self, name: &str) -> Option<&Arc<ResourceType>> {
         self.resource_types.iter().find(|rt| rt.name == name)
     }
 
-    /// The resource type at `Users` or `/Users`, compared without case.
+    /// The served resource type at `Users` or `/Users`, compared without case.
     pub fn by_endpoint(&self, endpoint: &str) -> Option<&Arc<ResourceType>> {
         let endpoint = endpoint.trim_start_matches('/');
-        self.resource_types
-            .iter()
-            .find(|rt| rt.endpoint.trim_start_matches('/').eq_ignore_ascii_case(endpoint))
+        self.resource_types().find(|rt| rt.endpoint.trim_start_matches('/').eq_ignore_ascii_case(endpoint))
     }
 
-    /// All resource types, in the order of their definition.
+    /// All served resource types, in the order of their definition.
     pub fn resource_types(&self) -> impl Iterator<Item = &Arc<ResourceType>> {
-        self.resource_types.iter()
+        self.resource_types.iter().filter(|rt| !rt.retired)
     }
 
-    /// All schemas, by URN.
+    /// All served schemas, by URN.
     pub fn schemas(&self) -> impl Iterator<Item = &Arc<Schema>> {
-        self.schemas.values()
+        self.schemas.values().filter(|schema| !schema.retired)
     }
 
-    /// The schema of that URN, compared without case.
+    /// The served schema of that URN, compared without case.
     pub fn schema(&self, urn: &str) -> Option<&Arc<Schema>> {
-        self.schemas.get(&urn.to_ascii_lowercase())
+        self.schemas.get(&urn.to_ascii_lowercase()).filter(|schema| !schema.retired)
     }
 
     /// Splits `urn:…:User:name.givenName` after the longest registered URN that is its prefix, compared
@@ -402,7 +419,8 @@ pub struct RegistryBuilder {
 }
 
 impl RegistryBuilder {
-    /// Adds a schema in the JSON form of RFC 7643 §7, with two keys of ours: `closed` and `link`.
+    /// Adds a schema in the JSON form of RFC 7643 §7, with four keys of ours: `closed`, `link`, `x-personal`
+    /// and, of the schema itself, `retired`.
     pub fn schema(mut self, definition: &Value) -> Result<Self, SchemaError> {
         let raw: RawSchema =
             serde_json::from_value(definition.clone()).map_err(|e| SchemaError(e.to_string()))?;
@@ -425,6 +443,20 @@ impl RegistryBuilder {
         let found = self.resource_types.iter_mut().find(|rt| rt.name == resource_type);
         let rt = found.ok_or_else(|| SchemaError(format!("no resource type {resource_type:?}")))?;
         rt.extensions.push(extension);
+        Ok(self)
+    }
+
+    /// Gives a resource type that is already there these extensions, besides what it has. One it has may
+    /// become required.
+    pub fn extend_with(mut self, resource_type: &str, extensions: &[Extension]) -> Result<Self, SchemaError> {
+        let found = self.resource_types.iter_mut().find(|rt| rt.name == resource_type);
+        let rt = found.ok_or_else(|| SchemaError(format!("no resource type {resource_type:?}")))?;
+        for extension in extensions {
+            match rt.extensions.iter_mut().find(|has| has.schema.eq_ignore_ascii_case(&extension.schema)) {
+                Some(has) => has.required = extension.required,
+                None => rt.extensions.push(extension.clone()),
+            }
+        }
         Ok(self)
     }
 
@@ -455,10 +487,14 @@ fn resolve(
     };
     let mut attributes = common_attributes();
     attributes.extend(find(&definition.schema)?.attributes.iter().cloned());
+    let mut extensions = Vec::with_capacity(definition.extensions.len());
     for extension in &definition.extensions {
         let schema = find(&extension.schema)?;
         attributes.extend(schema.attributes.iter().map(|a| qualify(a, &schema.id)));
+        // Documents have the schema's spelling.
+        extensions.push(Extension { schema: schema.id.clone(), required: extension.required });
     }
+    let base = find(&definition.schema)?.id.clone();
     let mut by_key = HashMap::new();
     for (at, attribute) in attributes.iter().enumerate() {
         if attribute.mutability == Mutability::WriteOnly && attribute.key != "password" {
@@ -469,8 +505,20 @@ fn resolve(
             return Err(SchemaError(format!("{}: {} is defined twice", definition.name, attribute.key)));
         }
     }
-    let ResourceTypeDef { name, endpoint, description, schema, extensions, personal } = definition;
-    Ok(ResourceType { name, endpoint, description, schema, extensions, personal, attributes, by_key })
+    let ResourceTypeDef { name, endpoint, description, personal, retired, .. } = definition;
+    let is_personal = |a: &Attribute| a.personal || a.sub_attributes.iter().any(|sub| sub.personal);
+    Ok(ResourceType {
+        personal: personal || attributes.iter().any(is_personal),
+        declared_personal: personal,
+        name,
+        endpoint,
+        description,
+        schema: base,
+        extensions,
+        retired,
+        attributes,
+        by_key,
+    })
 }
 
 /// The same attribute as one of an extension.
@@ -513,6 +561,8 @@ struct RawSchema {
     #[serde(default)]
     description: String,
     attributes: Vec<RawAttribute>,
+    #[serde(default)]
+    retired: bool,
 }
 
 #[derive(Deserialize)]
@@ -532,8 +582,11 @@ struct RawAttribute {
     uniqueness: Uniqueness,
     reference_types: Vec<String>,
     sub_attributes: Vec<RawAttribute>,
+    #[serde(alias = "x-closed")]
     closed: bool,
     link: bool,
+    #[serde(rename = "x-personal")]
+    personal: bool,
 }
 
 impl RawSchema {
@@ -545,8 +598,9 @@ impl RawSchema {
         for attribute in &self.attributes {
             attribute.check()?;
         }
-        let attributes = self.attributes.into_iter().map(|a| a.build("")).collect();
-        Ok(Schema { id: self.id, name: self.name, description: self.description, attributes })
+        let RawSchema { id, name, description, attributes, retired } = self;
+        let attributes = attributes.into_iter().map(|a| a.build("")).collect();
+        Ok(Schema { id, name, description, attributes, retired })
     }
 }
 
@@ -588,6 +642,7 @@ impl RawAttribute {
             closed: self.closed,
             sub_attributes,
             link: self.link,
+            personal: self.personal,
         }
     }
 }
@@ -621,6 +676,7 @@ fn standard_builder() -> Result<RegistryBuilder, SchemaError> {
         schema: USER.to_owned(),
         extensions: vec![Extension { schema: ENTERPRISE_USER.to_owned(), required: false }],
         personal: true,
+        retired: false,
     };
     let groups = ResourceTypeDef {
         name: "Group".to_owned(),
@@ -629,6 +685,7 @@ fn standard_builder() -> Result<RegistryBuilder, SchemaError> {
         schema: GROUP.to_owned(),
         extensions: Vec::new(),
         personal: false,
+        retired: false,
     };
     Ok(builder.resource_type(users).resource_type(groups))
 }

@@ -14,9 +14,10 @@ CREATE TABLE journal.counter (
     id          BIGINT PRIMARY KEY CHECK (id = 1),
     position    BIGINT NOT NULL,
     at          BIGINT NOT NULL,                 -- time of the last event, ms
-    batch_hash  BYTEA NOT NULL
+    batch_hash  BYTEA NOT NULL,
+    definition  BIGINT NOT NULL                  -- of the newest schema or resource type of any tenant; 0: none
 ) WITH (fillfactor = 10);
-INSERT INTO journal.counter VALUES (1, 0, 0, decode(repeat('00', 32), 'hex'));
+INSERT INTO journal.counter VALUES (1, 0, 0, decode(repeat('00', 32), 'hex'), 0);
 
 CREATE TABLE journal.event (
     position        BIGINT PRIMARY KEY,
@@ -51,7 +52,8 @@ CREATE TABLE journal.tenant_head (
     tenant      TEXT COLLATE "C" PRIMARY KEY,
     position    BIGINT NOT NULL,
     events      BIGINT NOT NULL,
-    chain_hash  BYTEA NOT NULL
+    chain_hash  BYTEA NOT NULL,
+    definition  BIGINT NOT NULL                  -- of its newest schema or resource type; 0: none
 );
 
 CREATE TABLE journal.commit_log (

@@ -378,6 +378,8 @@ where
             let requests: Vec<_> = unit.operations.iter().map(|at| (self.prepare)(*at, &self.ids)).collect();
             window.push((number, requests));
         }
+        // What a segment is decided by is looked at anew: the last one may have stopped because of it.
+        self.store.registry_of(&self.bulk.tenant).await?;
         let states = self.read_states(&window).await?;
         let mut segment = Segment::default();
         for (number, requests) in window {
@@ -466,8 +468,10 @@ where
     }
 
     async fn decide_part(&self, request: Request, before: Option<StateRow>) -> Result<Part> {
+        let known = self.store.registry_known(&request.tenant).await?;
+        let request = known.current(&request)?.unwrap_or(request);
         let creating = matches!(request.command, Command::Create { .. });
-        let decision = self.store.decide(&request, before.filter(|_| !creating)).await?;
+        let decision = self.store.decide(&request, &known, before.filter(|_| !creating)).await?;
         let key = match decision.unchanged() {
             Some(_) => None,
             None => self.store.key_of(&request, decision.before.as_ref()).await?,
@@ -553,11 +557,16 @@ where
             secrets: Vec::new(),
             tokens: Vec::new(),
             fingerprint: self.fingerprint.clone(),
+            definition: None,
+            head: None,
         };
         for Sealed { decided, .. } in parts {
             let part = &mut decided.commit;
             whole.actor = std::mem::take(&mut part.actor);
             whole.cause.clone_from(&part.cause);
+            // Parts decided by different schemas cannot all be up to date: the older ones tell.
+            whole.definition =
+                whole.definition.map_or(part.definition, |by| part.definition.map(|p| p.min(by)));
             for mut write in part.writes.drain(..) {
                 // The version is known only when the earlier item has passed; nobody comes in between.
                 if basis.is_some() && write.expect != Expect::Fresh {

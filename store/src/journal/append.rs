@@ -12,6 +12,7 @@ use annals_domain::clock::{Clock, Entropy};
 use annals_domain::event::Event;
 use annals_domain::ids::{Position, ResourceId, TenantId, Version};
 use annals_domain::resource::member_events;
+use annals_domain::tenant::is_definition;
 use annals_domain::upcast::SCHEMA_VERSION;
 
 use super::chain::{Answer, Work};
@@ -86,7 +87,7 @@ impl Appender {
         works: &[Work],
         commits: &[Arc<Commit>],
     ) -> Result<(Vec<Answer>, bool)> {
-        let counter = sql("SELECT c.position, c.at, c.batch_hash, m.halted \
+        let counter = sql("SELECT c.position, c.at, c.batch_hash, m.halted, c.definition \
              FROM journal.counter c CROSS JOIN journal.meta m WHERE c.id = 1 AND m.id = 1 {for_update}");
         let Some(row) = tx.fetch_optional(counter).await? else {
             return Err(StoreError::corrupt("the counter row", "it is missing"));
@@ -98,6 +99,7 @@ impl Appender {
         let mut batch = Batch {
             at: self.clock.now().0.max(last_at),
             head,
+            definition: row.int(4)?,
             links_max: self.links_max,
             ..Batch::default()
         };
@@ -154,6 +156,8 @@ struct TenantHead {
     position: Position,
     events: i64,
     chain: Vec<u8>,
+    /// Of its newest schema or resource type.
+    definition: Position,
     touched: bool,
 }
 
@@ -187,6 +191,8 @@ struct StateOut {
 struct Batch {
     at: i64,
     head: Position,
+    /// Of the newest schema or resource type of any tenant.
+    definition: Position,
     links_max: usize,
     /// Commits to log, including ones without events.
     accepted: usize,
@@ -227,7 +233,7 @@ impl Batch {
         for tenant in &tenants {
             rows.push(vec![(*tenant).into()]);
         }
-        let select = sql("SELECT h.tenant, h.position, h.events, h.chain_hash \
+        let select = sql("SELECT h.tenant, h.position, h.events, h.chain_hash, h.definition \
              FROM {rows} CROSS JOIN journal.tenant_head h WHERE h.tenant = r.tenant")
         .rows(rows);
         for row in tx.fetch_all(select).await? {
@@ -235,6 +241,7 @@ impl Batch {
                 position: row.int(1)?,
                 events: row.int(2)?,
                 chain: row.bytes(3)?,
+                definition: row.int(4)?,
                 touched: false,
             };
             self.tenants.insert(tenant_id(&row.text(0)?)?, head);
@@ -380,6 +387,11 @@ impl Batch {
                 Err(Rejection::OtherRequest)
             };
         }
+        let tenant = self.tenants.get(&commit.tenant);
+        let (head, definition) = tenant.map_or((0, 0), |head| (head.position, head.definition));
+        if commit.definition.is_some_and(|by| by != definition) || commit.head.is_some_and(|at| at != head) {
+            return Err(Rejection::Stale);
+        }
         let mut narrowed = Vec::with_capacity(commit.writes.len());
         for (at, write) in commit.writes.iter().enumerate() {
             let allowed = self.may(commit, at, write).and_then(|()| self.narrow(commit, write));
@@ -429,12 +441,12 @@ impl Batch {
             let key = (tenant.clone(), add.kind.clone(), add.value.clone());
             let owners = self.lookups.get(&key);
             if owners.is_some_and(|owners| owners.iter().any(|owner| *owner != write.stream.id)) {
-                return Err(Rejection::Taken { attribute: add.attribute });
+                return Err(Rejection::Taken { attribute: add.attribute.clone() });
             }
             // The commit's own writes are not among the known owners yet.
             let earlier = commit.writes.iter().take(at).flat_map(|w| &w.lookups_add);
             if earlier.into_iter().any(|e| e.exclusive && e.kind == add.kind && e.value == add.value) {
-                return Err(Rejection::Taken { attribute: add.attribute });
+                return Err(Rejection::Taken { attribute: add.attribute.clone() });
             }
         }
         Ok(())
@@ -680,6 +692,7 @@ impl Batch {
             position: 0,
             events: 0,
             chain: vec![0; 32],
+            definition: 0,
             touched: false,
         });
         self.head += 1;
@@ -695,6 +708,10 @@ impl Batch {
         tenant_head.position = position;
         tenant_head.events += 1;
         tenant_head.touched = true;
+        if is_definition(resource_type) {
+            tenant_head.definition = position;
+            self.definition = position;
+        }
         let head = head.clone();
         self.events.push(EventRow {
             position,
@@ -751,10 +768,12 @@ impl Batch {
             writes.push(insert);
             hash.to_vec()
         };
-        let update = sql("UPDATE journal.counter SET position = $1, at = $2, batch_hash = $3 WHERE id = 1")
-            .bind(self.head)
-            .bind(self.at)
-            .bind(hash);
+        let update = sql("UPDATE journal.counter SET position = $1, at = $2, batch_hash = $3, \
+             definition = $4 WHERE id = 1")
+        .bind(self.head)
+        .bind(self.at)
+        .bind(hash)
+        .bind(self.definition);
         writes.push(update);
         tx.execute_all(writes).await?;
         tx.notify(Topic::Journal.channel(), &self.head.to_string()).await
@@ -1017,6 +1036,7 @@ impl Batch {
             ("position", Col::Int),
             ("events", Col::Int),
             ("chain_hash", Col::Bytes),
+            ("definition", Col::Int),
         ]);
         for (tenant, head) in self.tenants.iter().filter(|(_, head)| head.touched) {
             rows.push(vec![
@@ -1024,16 +1044,18 @@ impl Batch {
                 head.position.into(),
                 head.events.into(),
                 head.chain.clone().into(),
+                head.definition.into(),
             ]);
         }
         if rows.is_empty() {
             return;
         }
-        let upsert = sql("INSERT INTO journal.tenant_head (tenant, position, events, chain_hash) \
-             SELECT r.tenant, r.position, r.events, r.chain_hash FROM {rows} WHERE true \
+        let upsert =
+            sql("INSERT INTO journal.tenant_head (tenant, position, events, chain_hash, definition) \
+             SELECT r.tenant, r.position, r.events, r.chain_hash, r.definition FROM {rows} WHERE true \
              ON CONFLICT (tenant) DO UPDATE SET position = excluded.position, events = excluded.events, \
-             chain_hash = excluded.chain_hash")
-        .rows(rows);
+             chain_hash = excluded.chain_hash, definition = excluded.definition")
+            .rows(rows);
         writes.push(upsert);
     }
 

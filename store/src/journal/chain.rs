@@ -141,7 +141,7 @@ impl Chain {
                 (None, ItemWork::Refused) => Outcome::Refused,
                 (None, ItemWork::Commit(commit)) => match check(commit) {
                     Ok(receipt) => Outcome::Done(receipt),
-                    Err(rejection) if rejection.is_stale() && !item.conditional => break,
+                    Err(rejection) if rejection.is_stale(item.conditional) => break,
                     Err(rejection) => Outcome::Rejected(rejection),
                 },
             };
@@ -175,6 +175,8 @@ mod tests {
             secrets: Vec::new(),
             tokens: Vec::new(),
             fingerprint: None,
+            definition: None,
+            head: None,
         }))
     }
 
@@ -213,7 +215,7 @@ mod tests {
     #[test]
     fn a_refused_item_does_not_stop_the_others() {
         let items = vec![item(commit(1)), item(commit(2)), item(ItemWork::Refused), item(commit(3))];
-        let refused = [(2, Rejection::Taken { attribute: "userName" })];
+        let refused = [(2, Rejection::Taken { attribute: "userName".to_owned() })];
         assert_eq!(walk(items, usize::MAX, &refused), ("djrd".into(), vec![1, 2, 3]));
     }
 

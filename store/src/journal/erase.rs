@@ -100,6 +100,8 @@ impl Store {
             secrets: Vec::new(),
             tokens: Vec::new(),
             fingerprint: None,
+            definition: None,
+            head: None,
         };
         match self.inner.writer.append(commit).await {
             Ok(_) => Ok(()),

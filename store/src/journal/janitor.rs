@@ -8,7 +8,8 @@ use annals_domain::ids::{ResourceId, TenantId};
 use annals_domain::resource::Command;
 use annals_domain::scim::dialect::{Dialect, Profile};
 use annals_domain::scim::patch::parse_request;
-use serde_json::json;
+use annals_domain::view::link_name;
+use serde_json::{Value, json};
 
 use super::append::{MEMBERS, tenant_id};
 use crate::Store;
@@ -89,14 +90,18 @@ impl Store {
         let path = if attribute == MEMBERS {
             format!("members[value eq \"{deleted}\"]")
         } else {
-            let found = resource_type.attributes().find(|a| a.resource_ref && a.name == attribute);
+            let found = resource_type.attributes().find(|a| a.resource_ref && link_name(a) == attribute);
             // The document may have moved on since the link was read.
-            let stale = found.is_none_or(|a| {
-                document.get(a).and_then(|v| v.get("value")).and_then(|v| v.as_str())
-                    != Some(deleted.as_str())
+            let is_deleted = |v: &Value| v.get("value").and_then(Value::as_str) == Some(deleted.as_str());
+            let held = found.and_then(|a| document.get(a)).is_some_and(|value| match value {
+                Value::Array(list) => list.iter().any(is_deleted),
+                one => is_deleted(one),
             });
             match found {
-                Some(attribute) if !stale => attribute.key.clone(),
+                Some(attribute) if held && attribute.multi_valued => {
+                    format!("{}[value eq \"{deleted}\"]", attribute.path)
+                }
+                Some(attribute) if held => attribute.path.clone(),
                 _ => return self.drop_link(tenant, from, attribute, deleted).await,
             }
         };
@@ -122,8 +127,9 @@ impl Store {
         };
         match self.execute(request).await {
             Ok(_) => Ok(()),
-            // Deleted in the meantime: its own clean-up follows.
-            Err(StoreError::Refused(error)) if error.status == 404 => {
+            // Deleted in the meantime: its own clean-up follows. Or a schema wants the reference to stay
+            // (required, immutable): then it dangles, and only the link goes.
+            Err(StoreError::Refused(error)) if error.status == 404 || error.status == 400 => {
                 self.drop_link(tenant, from, attribute, deleted).await
             }
             Err(error) => Err(error),

@@ -35,6 +35,10 @@ pub(crate) struct Commit {
     pub(crate) tokens: Vec<TokenWrite>,
     /// Keyed hash of the request, if the client sent an idempotency key: then the id may come twice.
     pub(crate) fingerprint: Option<Vec<u8>>,
+    /// Position of the tenant's newest schema or resource type that this was decided by; none: by none.
+    pub(crate) definition: Option<Position>,
+    /// The tenant's last event when this was decided; none: it does not matter.
+    pub(crate) head: Option<Position>,
 }
 
 /// What a commit does to one entity.
@@ -94,8 +98,8 @@ pub(crate) struct LookupWrite {
     pub(crate) kind: String,
     pub(crate) value: Vec<u8>,
     pub(crate) exclusive: bool,
-    /// The attribute's name, for the client's error.
-    pub(crate) attribute: &'static str,
+    /// The attribute's path, for the client's error.
+    pub(crate) attribute: String,
 }
 
 /// A change of membership, to be narrowed to what truly changes.
@@ -155,10 +159,12 @@ pub(crate) enum Rejection {
     Moved,
     /// The entity does not exist, or no more.
     Gone,
+    /// The tenant's schemas are others than it was decided by, or the tenant has had events since.
+    Stale,
     /// An entity of this id exists or existed.
     Exists,
     /// A unique value belongs to another entity.
-    Taken { attribute: &'static str },
+    Taken { attribute: String },
     /// Members that do not exist.
     Dangling { ids: Vec<ResourceId> },
     /// More links than a commit may change.
@@ -170,9 +176,14 @@ pub(crate) enum Rejection {
 }
 
 impl Rejection {
-    /// Whether deciding again on the present state may help.
-    pub(crate) fn is_stale(&self) -> bool {
-        matches!(self, Rejection::Moved)
+    /// Whether it must be decided again on the present state. With `If-Match` a moved version is the
+    /// client's error instead.
+    pub(crate) fn is_stale(&self, conditional: bool) -> bool {
+        match self {
+            Rejection::Stale => true,
+            Rejection::Moved => !conditional,
+            _ => false,
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use annals_domain::event::{Body, Event};
 use annals_domain::ids::{Position, ResourceId, TenantId};
 use annals_domain::resource::apply;
 use annals_domain::scim::resource::Document;
-use annals_domain::tenant::is_administrative;
+use annals_domain::tenant::{is_administrative, is_definition};
 use annals_domain::view::{LookupSettings, lookups, references};
 
 use super::append::{MEMBERS, tenant_id};
@@ -57,7 +57,7 @@ impl Verification {
 struct Walk {
     position: Position,
     at: i64,
-    chains: HashMap<TenantId, (Vec<u8>, Position, i64)>,
+    chains: HashMap<TenantId, (Vec<u8>, Position, i64, Position)>,
     entities: HashMap<(TenantId, String), (i64, Position)>,
     leaves: Vec<[u8; 32]>,
 }
@@ -131,7 +131,8 @@ impl Store {
     }
 
     async fn verify_heads(&self, walk: &Walk, last_hash: &[u8], seen: &mut Verification) -> Result<()> {
-        let counter = sql("SELECT c.position, c.at, c.batch_hash FROM journal.counter c WHERE c.id = 1");
+        let counter =
+            sql("SELECT c.position, c.at, c.batch_hash, c.definition FROM journal.counter c WHERE c.id = 1");
         if let Some(row) = self.backend().fetch_optional(Area::Journal, counter).await? {
             if row.int(0)? != walk.position {
                 let what = format!("says {}, the last event is {}", row.int(0)?, walk.position);
@@ -140,12 +141,16 @@ impl Store {
             if row.bytes(2)? != last_hash {
                 seen.find("the counter row", "its hash is not that of the last batch");
             }
+            if row.int(3)? != walk.chains.values().map(|chain| chain.3).max().unwrap_or(0) {
+                seen.find("the counter row", "its definition is not the newest schema or resource type");
+            }
         }
-        let heads = sql("SELECT h.tenant, h.position, h.events, h.chain_hash FROM journal.tenant_head h");
+        let heads = sql("SELECT h.tenant, h.position, h.events, h.chain_hash, h.definition \
+             FROM journal.tenant_head h");
         let mut tenants = BTreeSet::new();
         for row in self.backend().fetch_all(Area::Journal, heads).await? {
             let tenant = tenant_id(&row.text(0)?)?;
-            let stored = (row.bytes(3)?, row.int(1)?, row.int(2)?);
+            let stored = (row.bytes(3)?, row.int(1)?, row.int(2)?, row.int(4)?);
             if walk.chains.get(&tenant) != Some(&stored) {
                 seen.find(format!("tenant {tenant}"), "its head is not that of its events");
             }
@@ -273,14 +278,26 @@ impl Store {
             }
         }
         let select =
-            sql("SELECT l.attribute, l.to_id FROM journal.link l WHERE l.tenant = $1 AND l.from_id = $2 \
-             AND l.attribute IN ('members', 'manager')")
-            .bind(&state.tenant)
-            .bind(&state.id);
+            sql("SELECT l.attribute, l.to_id FROM journal.link l WHERE l.tenant = $1 AND l.from_id = $2")
+                .bind(&state.tenant)
+                .bind(&state.id);
         let mut stored: BTreeMap<String, BTreeSet<ResourceId>> = BTreeMap::new();
         for row in self.backend().fetch_all(Area::Journal, select).await? {
             stored.entry(row.text(0)?).or_default().insert(ResourceId::from_text(&row.text(1)?));
         }
+        for (attribute, to) in &expected {
+            let there = stored.entry(attribute.clone()).or_default();
+            if attribute == MEMBERS {
+                continue;
+            }
+            // A reference that its schema does not let go of outlives what it refers to, without a link.
+            for id in to.difference(&there.clone()) {
+                if self.state(&state.tenant, id).await?.is_some_and(|state| state.deleted) {
+                    there.insert(id.clone());
+                }
+            }
+        }
+        stored.retain(|_, to| !to.is_empty());
         if stored != expected {
             seen.find(place, "its links are not those of its events");
         }
@@ -354,8 +371,8 @@ impl Walk {
             seen.find(&place, "its content was changed: the body hash differs");
         }
         let tenant = tenant_id(&tenant)?;
-        let (chain, last_of_tenant, events) =
-            self.chains.entry(tenant.clone()).or_insert_with(|| (vec![0; 32], 0, 0));
+        let (chain, last_of_tenant, events, definition) =
+            self.chains.entry(tenant.clone()).or_insert_with(|| (vec![0; 32], 0, 0, 0));
         let expected = chain_hash(chain, &row.bytes(14)?, position, version, at, &commit_id);
         let stored = row.bytes(15)?;
         if stored != expected {
@@ -368,6 +385,9 @@ impl Walk {
         *chain = stored;
         *last_of_tenant = position;
         *events += 1;
+        if is_definition(&resource_type) {
+            *definition = position;
+        }
         let entity = self.entities.entry((tenant, id)).or_insert((0, 0));
         if version != entity.0 + 1 || row.int(16)? != entity.1 {
             seen.find(&place, "does not follow the entity's previous version");

@@ -269,6 +269,8 @@ mod tests {
             secrets: Vec::new(),
             tokens: Vec::new(),
             fingerprint: None,
+            definition: None,
+            head: None,
         };
         let tenant = commit.tenant.clone();
         let work = Work::One(Arc::new(commit));

@@ -11,7 +11,6 @@ use annals_domain::ids::{AppId, ResourceId, TenantId};
 use annals_domain::resource::Command;
 use annals_domain::scim::dialect::{Dialect, Profile};
 use annals_domain::scim::patch::parse_request;
-use annals_domain::scim::schema::Registry;
 use annals_domain::tenant::{App, Driver, TenantSettings};
 use annals_store::lanes::{Attempt, Delivery, DeliveryFilter, LaneKey, LaneState, TargetStatus};
 use annals_store::{Database, Executed, IfMatch, Limits, Request, RootKey, Store, StoreOptions};
@@ -204,9 +203,10 @@ impl World {
     }
 
     async fn execute(&self, resource_type: &str, id: &ResourceId, command: Command) -> Executed {
+        let registry = self.store.registry_of(&acme()).await.unwrap();
         let request = Request {
             tenant: acme(),
-            resource_type: Registry::standard().resource_type(resource_type).unwrap().clone(),
+            resource_type: registry.resource_type(resource_type).unwrap().clone(),
             id: id.clone(),
             command,
             if_match: IfMatch::Absent,

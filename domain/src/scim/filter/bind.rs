@@ -411,7 +411,7 @@ fn test_op(op: CompareOp, operand: String) -> TestOp {
 }
 
 /// Which look-up answers a filter without the read model (D2).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LookupTermKind {
     /// The id.
     Id,
@@ -441,7 +441,7 @@ pub fn lookup_terms(bound: &Bound, resource_type: &ResourceType) -> Option<Looku
             Target::Id => (0, LookupTermKind::Id),
             Target::Attribute { key } => {
                 let kind = LookupKind::of(resource_type, key)?;
-                (1 + kind as i32, LookupTermKind::Lookup(kind))
+                (1 + kind.rank(), LookupTermKind::Lookup(kind))
             }
             _ => return None,
         };

@@ -12,9 +12,10 @@ CREATE TABLE counter (
     id          INTEGER PRIMARY KEY CHECK (id = 1),
     position    INTEGER NOT NULL,
     at          INTEGER NOT NULL,                 -- time of the last event, ms
-    batch_hash  BLOB NOT NULL
+    batch_hash  BLOB NOT NULL,
+    definition  INTEGER NOT NULL                  -- of the newest schema or resource type of any tenant; 0: none
 ) STRICT;
-INSERT INTO counter VALUES (1, 0, 0, zeroblob(32));
+INSERT INTO counter VALUES (1, 0, 0, zeroblob(32), 0);
 
 CREATE TABLE event (
     position        INTEGER PRIMARY KEY,
@@ -49,7 +50,8 @@ CREATE TABLE tenant_head (
     tenant      TEXT PRIMARY KEY,
     position    INTEGER NOT NULL,
     events      INTEGER NOT NULL,
-    chain_hash  BLOB NOT NULL
+    chain_hash  BLOB NOT NULL,
+    definition  INTEGER NOT NULL                  -- of its newest schema or resource type; 0: none
 ) STRICT, WITHOUT ROWID;
 
 CREATE TABLE commit_log (
