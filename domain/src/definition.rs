@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use utoipa::ToSchema;
 
 pub use compare::{Obstacle, resource_type_obstacles, schema_obstacles};
 
@@ -75,7 +76,7 @@ const CORE_PREFIX: &str = "urn:ietf:params:scim:schemas:core:";
 const API_PREFIX: &str = "urn:ietf:params:scim:api:";
 
 /// A schema of a tenant.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SchemaDefinition {
     /// Its URN.
@@ -93,7 +94,7 @@ pub struct SchemaDefinition {
 }
 
 /// An attribute of a tenant's schema (RFC 7643 §7).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct AttributeDefinition {
     /// Its name.
@@ -124,6 +125,7 @@ pub struct AttributeDefinition {
     pub reference_types: Vec<String>,
     /// The parts of a complex attribute.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(no_recursion)]
     pub sub_attributes: Vec<AttributeDefinition>,
     /// Whether its values are about a person: resources that can have it are sealed, each with a key of its
     /// own, and can be erased.
@@ -135,7 +137,7 @@ pub struct AttributeDefinition {
 }
 
 /// A resource type of a tenant, or what a tenant adds to `User` or `Group`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ResourceTypeDefinition {
     /// Its name.

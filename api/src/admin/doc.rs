@@ -36,6 +36,26 @@ pub(crate) struct ConnectionParam {
     connection: ConnectionId,
 }
 
+/// The schema of a path.
+#[derive(Debug, Serialize, IntoParams)]
+#[into_params(parameter_in = Path)]
+pub(crate) struct SchemaParam {
+    /// The tenant.
+    tenant: TenantId,
+    /// Its URN.
+    urn: String,
+}
+
+/// The resource type of a path.
+#[derive(Debug, Serialize, IntoParams)]
+#[into_params(parameter_in = Path)]
+pub(crate) struct ResourceTypeParam {
+    /// The tenant.
+    tenant: TenantId,
+    /// Its name.
+    name: String,
+}
+
 /// The token of a path.
 #[derive(Debug, Serialize, IntoParams)]
 #[into_params(parameter_in = Path)]

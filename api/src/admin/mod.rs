@@ -7,6 +7,7 @@
 mod answer;
 mod auth;
 mod connections;
+mod definitions;
 mod doc;
 mod extract;
 mod problem;
@@ -30,6 +31,10 @@ pub(crate) fn routes() -> OpenApiRouter<App> {
         .routes(routes!(tenants::get, tenants::change))
         .routes(routes!(connections::list, connections::create))
         .routes(routes!(connections::get, connections::change))
+        .routes(routes!(definitions::list_schemas))
+        .routes(routes!(definitions::get_schema, definitions::put_schema, definitions::retire_schema))
+        .routes(routes!(definitions::list_types))
+        .routes(routes!(definitions::get_type, definitions::put_type, definitions::retire_type))
         .routes(routes!(tokens::list, tokens::issue))
         .routes(routes!(tokens::get, tokens::revoke))
         .routes(routes!(tokens::list_operators, tokens::issue_operator))

@@ -486,6 +486,59 @@ async fn incompatible_changes_are_refused_while_in_use() {
     assert_eq!(world.store.verify().await.unwrap().findings, []);
 }
 
+/// Over HTTP: put, versions, problems that name the attribute, retired; only by who administers.
+#[tokio::test]
+async fn administrators_define_over_http() {
+    let world = World::new().await;
+    let operator = world.operator().await;
+    let (schema, rt) = (format!("/tenants/acme/schemas/{DEVICE}"), "/tenants/acme/resource-types/Device");
+    let devices = json!({"name": "Device", "endpoint": "/Devices", "schema": DEVICE});
+    let ask = |method: &'static str, path: &str, body: Value| {
+        let (world, operator, path) = (&world, &operator, path.to_owned());
+        async move { world.admin(operator, method, &path, body).await }
+    };
+    let early = ask("PUT", rt, devices.clone()).await;
+    assert!(early.is_problem(400).detail().contains(DEVICE), "{}", early.body);
+    let made = ask("PUT", &schema, device()).await;
+    made.is(201);
+    assert_eq!((made.header("etag"), &made.body["version"]), ("\"1\"", &json!(1)));
+    ask("PUT", rt, devices.clone()).await.is(201);
+    device_of(&world, "Kiosk", "S-1").await.is(201);
+
+    // What was read can be sent back, and changes nothing.
+    let read = ask("GET", &schema, Value::Null).await;
+    assert_eq!(ask("PUT", &schema, read.is(200).body.clone()).await.is(200).body["version"], 1);
+    let mut wrong = device();
+    wrong["attributes"][1]["type"] = json!("text");
+    let refused = ask("PUT", &schema, wrong).await;
+    assert!(refused.is_problem(400).detail().starts_with("serial.type: "), "{}", refused.body);
+    let mut smaller = device();
+    smaller["attributes"].as_array_mut().unwrap().remove(1);
+    let refused = ask("PUT", &schema, smaller).await;
+    assert!(refused.is_problem(409).detail().starts_with("serial: "), "{}", refused.body);
+    let mut wider = device();
+    wider["attributes"].as_array_mut().unwrap().push(json!({"name": "colour"}));
+    let path = format!("/admin/v1{schema}");
+    let put = |version: &'static str| {
+        let call = world.call("PUT", &path).token(&operator).header("if-match", version);
+        call.header("content-type", "application/json").raw(wider.to_string()).send()
+    };
+    put("\"7\"").await.is_problem(412);
+    assert_eq!(put("\"1\"").await.is(200).body["version"], 2);
+    ask("PUT", &format!("{schema}x"), device()).await.is_problem(400);
+    ask("DELETE", rt, Value::Null).await.is_problem(409);
+    ask("DELETE", "/tenants/acme/resource-types/User", Value::Null).await.is_problem(400);
+    ask("GET", "/tenants/acme/resource-types/Nope", Value::Null).await.is_problem(404);
+    let listed = ask("GET", "/tenants/acme/resource-types?limit=1", Value::Null).await;
+    assert_eq!(listed.is(200).body["items"][0]["endpoint"], "/Devices");
+    let unused = "/tenants/acme/schemas/urn:example:Unused";
+    ask("PUT", unused, json!({"id": "urn:example:Unused", "attributes": [{"name": "a"}]})).await.is(201);
+    ask("DELETE", unused, Value::Null).await.is(204);
+    assert_eq!(ask("GET", unused, Value::Null).await.is(200).body["retired"], true);
+    // A token of a connection is no administrator's.
+    world.admin(&world.token, "PUT", &schema, device()).await.is_problem(403);
+}
+
 /// A deleted resource leaves no reference in an own attribute.
 #[tokio::test]
 async fn references_of_own_attributes_end_with_what_they_refer_to() {
