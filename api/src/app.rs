@@ -1,5 +1,6 @@
 //! What the handlers share: the store, and every bound of the HTTP surface.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -13,6 +14,13 @@ use crate::verify::Attempts;
 
 /// Tokens whose rate is remembered at once.
 const RATES_MAX: u64 = 10_000;
+/// Addresses whose wrong tokens are remembered at once.
+const GUESSERS_MAX: u64 = 10_000;
+
+/// The other end of the connection that a request came over: an extension of requests, set by whoever
+/// accepts connections. Without it nothing is counted by address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peer(pub IpAddr);
 
 /// Bounds and switches of the HTTP surface.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,6 +67,9 @@ pub struct ApiOptions {
     pub password_failures_max: u32,
     /// The time after which an account's wrong passwords are forgotten.
     pub password_failures_window: Duration,
+    /// Requests a minute without a valid token that one address may make before it is told to wait (SE-010);
+    /// 0 = no limit.
+    pub token_failures_per_minute_max: u32,
 }
 
 impl Default for ApiOptions {
@@ -84,6 +95,7 @@ impl Default for ApiOptions {
             password_checks_per_second_max: 20,
             password_failures_max: 10,
             password_failures_window: Duration::from_secs(300),
+            token_failures_per_minute_max: 120,
         }
     }
 }
@@ -129,6 +141,8 @@ pub struct App {
     /// Requests by tenant and token. Touched by valid tokens only, so nobody can empty another's (SE-010).
     pub(crate) rates: Arc<Buckets<(TenantId, String)>>,
     pub(crate) attempts: Arc<Attempts>,
+    /// Requests without a valid token, by address.
+    pub(crate) guesses: Arc<Buckets<IpAddr>>,
 }
 
 impl App {
@@ -138,7 +152,9 @@ impl App {
         let second = Duration::from_secs(1);
         let rates = Arc::new(Buckets::new(options.token_requests_per_second_max, second, RATES_MAX));
         let attempts = Arc::new(Attempts::new(&options));
-        App { store, options: Arc::new(options), readiness, metrics: None, slots, rates, attempts }
+        let minute = Duration::from_secs(60);
+        let guesses = Arc::new(Buckets::new(options.token_failures_per_minute_max, minute, GUESSERS_MAX));
+        App { store, options: Arc::new(options), readiness, metrics: None, slots, rates, attempts, guesses }
     }
 
     /// The same, answering `/metrics` with what `render` returns.

@@ -4,14 +4,17 @@
 //! if it did not exist.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::ops::Deref;
 use std::sync::Arc;
 
 use annals_domain::event::{Actor, Cause};
 use annals_domain::ids::{ResourceId, TenantId};
 use annals_domain::scim::dialect::{Client, Dialect, Profile, Quirk};
+use annals_domain::scim::error::ScimError;
 use annals_domain::scim::schema::{Registry, ResourceType};
 use annals_domain::tenant::Scope;
+use annals_store::IfMatch;
 use annals_store::tenants::{Authentication, Principal};
 use axum::extract::FromRequestParts;
 use axum::http::header::AUTHORIZATION;
@@ -19,7 +22,7 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode};
 use secrecy::SecretString;
 
-use crate::app::App;
+use crate::app::{App, Peer};
 use crate::error::{ApiError, AuthError, Result};
 use crate::extract::{Query, base_of, path_param};
 use crate::layers::{RequestContext, Respelt};
@@ -81,6 +84,17 @@ impl Caller {
             bulk_index: None,
             token: None,
         }
+    }
+
+    /// 428 for a change that names no version, on a connection that demands one (RFC 6585 §3).
+    pub(crate) fn check_condition(&self, if_match: &IfMatch) -> std::result::Result<(), ScimError> {
+        if *if_match == IfMatch::Absent && self.client().has(Quirk::RequireIfMatch) {
+            let status = StatusCode::PRECONDITION_REQUIRED.as_u16();
+            let detail =
+                "If-Match is required on this connection: name the version to change, as in its ETag";
+            return Err(ScimError::status(status, detail));
+        }
+        Ok(())
     }
 
     /// Whether two groups may not have the same name.
@@ -196,19 +210,16 @@ pub(crate) async fn identify(
         let detail = "a token must stand in the Authorization header, never in the URI";
         return Err(invalid_request(detail));
     }
-    let Some((scheme, token)) = bearer(&parts.headers)? else { return Ok(None) };
-    let principal = match app.store.authenticate(&token).await? {
-        // A word without scheme is a token only on connections that say so (OK-002); on all others it is
-        // no credentials of ours, whatever word it is.
-        Authentication::Valid(principal) | Authentication::Expired(principal)
-            if scheme == Scheme::None && !principal.connection.client.has(Quirk::BareToken) =>
-        {
-            return Err(unusable());
+    let shown = match bearer(&parts.headers) {
+        Ok(None) => return Ok(None),
+        Ok(Some((scheme, token))) => known(app, scheme, &token).await,
+        Err(error) => Err(error),
+    };
+    let principal = match shown {
+        Err(ApiError::Auth(error)) if error.status == StatusCode::UNAUTHORIZED => {
+            return Err(refused(parts, app, error));
         }
-        Authentication::Unknown if scheme == Scheme::None => return Err(unusable()),
-        Authentication::Valid(principal) => principal,
-        Authentication::Expired(_) => return Err(invalid_token("the token has expired")),
-        Authentication::Unknown => return Err(invalid_token("the token is not known or was revoked")),
+        shown => shown?,
     };
     let context = parts.extensions.get::<Arc<RequestContext>>().cloned().unwrap_or_default();
     // A second extractor of the same request brings the same principal.
@@ -216,11 +227,13 @@ pub(crate) async fn identify(
     tracing::Span::current().record("tenant", principal.tenant.as_str());
     if first {
         let key = (principal.tenant.clone(), principal.token_id.clone());
-        app.rates.take(key, app.store.now()).map_err(|retry_after_s| ApiError::Later {
-            status: StatusCode::TOO_MANY_REQUESTS,
-            retry_after_s,
-            detail: "this token makes too many requests",
-        })?;
+        if let Some(level) = app.rates.level(key, app.store.now()) {
+            // Nobody else has set it: this is the first.
+            let _ = context.rate.set(level);
+            if let Some(retry_after_s) = level.retry_after_s {
+                return Err(too_many(retry_after_s, "this token makes too many requests"));
+            }
+        }
     }
     Ok(Some((principal, context)))
 }
@@ -240,6 +253,53 @@ pub(crate) fn refuse_respelt(parts: &Parts) -> Result<()> {
         return Err(ApiError::not_found("no such path; upper and lower case differ"));
     }
     Ok(())
+}
+
+/// Whose a token is.
+async fn known(app: &App, scheme: Scheme, token: &SecretString) -> Result<Arc<Principal>> {
+    match app.store.authenticate(token).await? {
+        // A word without scheme is a token only on connections that say so (OK-002); on all others it is
+        // no credentials of ours, whatever word it is.
+        Authentication::Valid(principal) | Authentication::Expired(principal)
+            if scheme == Scheme::None && !principal.connection.client.has(Quirk::BareToken) =>
+        {
+            Err(unusable())
+        }
+        Authentication::Unknown if scheme == Scheme::None => Err(unusable()),
+        Authentication::Valid(principal) => Ok(principal),
+        Authentication::Expired(_) => Err(invalid_token("the token has expired")),
+        Authentication::Unknown => Err(invalid_token("the token is not known or was revoked")),
+    }
+}
+
+/// SE-010: an address that shows token after token that is none is told to wait. It is asked only about
+/// tokens that were refused already, so that nobody with a valid one is ever slowed by a neighbour.
+fn refused(parts: &Parts, app: &App, error: AuthError) -> ApiError {
+    let Some(address) = client_address(parts, app.options.trust_forwarded) else { return error.into() };
+    match app.guesses.take(address, app.store.now()) {
+        Ok(()) => error.into(),
+        Err(retry_after_s) => {
+            metrics::counter!("annals_auth_guesses_refused_total").increment(1);
+            too_many(retry_after_s, "too many requests without a valid token came from this address")
+        }
+    }
+}
+
+fn too_many(retry_after_s: u64, detail: &'static str) -> ApiError {
+    ApiError::Later { status: StatusCode::TOO_MANY_REQUESTS, retry_after_s, detail }
+}
+
+/// Where a request came from: the connection's other end, or what a trusted proxy says of it. Of IPv6 the
+/// network of 64 bits, which one guesser has to himself.
+fn client_address(parts: &Parts, trust_forwarded: bool) -> Option<IpAddr> {
+    let Peer(peer) = parts.extensions.get::<Peer>()?;
+    let forwarded = parts.headers.get_all("x-forwarded-for").iter().next_back().filter(|_| trust_forwarded);
+    // The last entry is the one that the nearest proxy wrote.
+    let said = forwarded.and_then(|value| value.to_str().ok()?.rsplit(',').next()?.trim().parse().ok());
+    Some(match said.unwrap_or(*peer).to_canonical() {
+        IpAddr::V6(address) => IpAddr::V6((u128::from(address) >> 64 << 64).into()),
+        v4 => v4,
+    })
 }
 
 /// How a token was given.

@@ -83,6 +83,14 @@ impl Job<'_> {
             }
             Method::Delete => (Command::Delete, "delete"),
         };
+        let if_match = match operation.method {
+            // There is nothing yet that a create could match.
+            Method::Post => IfMatch::Absent,
+            _ => if_match_text(operation.version.as_deref(), self.caller.is_strict()),
+        };
+        if operation.method != Method::Post {
+            self.caller.check_condition(&if_match)?;
+        }
         let mut cause = self.caller.cause(word, &dialect.applied);
         cause.bulk_index = u32::try_from(at).ok();
         Ok(Request {
@@ -90,11 +98,7 @@ impl Job<'_> {
             resource_type: target.resource_type,
             id: target.id,
             command,
-            if_match: match operation.method {
-                // There is nothing yet that a create could match.
-                Method::Post => IfMatch::Absent,
-                _ => if_match_text(operation.version.as_deref(), self.caller.is_strict()),
-            },
+            if_match,
             actor: self.caller.actor(),
             cause,
             connection: Some(self.caller.principal.connection.id.clone()),

@@ -20,6 +20,7 @@ use crate::admin;
 use crate::app::App;
 use crate::error::ApiError;
 use crate::extract::{Accepts, accepts};
+use crate::rates::Level;
 use crate::respond::{PLAIN_JSON, SCIM_JSON};
 
 /// Longest `X-Request-Id` of a client that is kept, in bytes.
@@ -34,6 +35,8 @@ pub(crate) struct RequestContext {
     pub(crate) id: String,
     /// W3C `traceparent`, if the client sent a well-formed one.
     pub(crate) traceparent: Option<String>,
+    /// How its token's rate stands, if that is limited.
+    pub(crate) rate: OnceLock<Level>,
     /// Whose it turned out to be.
     pub(crate) principal: OnceLock<Arc<Principal>>,
     /// The schemas that its tenant has.
@@ -50,6 +53,7 @@ pub(crate) async fn observe(State(app): State<App>, mut request: Request, next: 
     let context = Arc::new(RequestContext {
         id: request_id(request.headers()).unwrap_or_else(|| new_request_id(&app)),
         traceparent: traceparent(request.headers()),
+        rate: OnceLock::new(),
         principal: OnceLock::new(),
         registry: OnceLock::new(),
     });
@@ -80,6 +84,9 @@ pub(crate) async fn observe(State(app): State<App>, mut request: Request, next: 
     if let Ok(id) = HeaderValue::from_str(&context.id) {
         response.headers_mut().insert(REQUEST_ID, id);
     }
+    if let Some(rate) = context.rate.get() {
+        tell_rate(response.headers_mut(), rate);
+    }
     let status = response.status().as_u16();
     let elapsed = started.elapsed();
     let method = label(&method);
@@ -89,6 +96,22 @@ pub(crate) async fn observe(State(app): State<App>, mut request: Request, next: 
     let duration_ms = elapsed.as_millis() as u64;
     tracing::info!(status, duration_ms, "{method} {route} answered {status} in {duration_ms} ms");
     response
+}
+
+/// SP-006: how many requests a second the token may make, how many of them are left, and in how many seconds
+/// all will be there again; besides `Retry-After`.
+fn tell_rate(headers: &mut HeaderMap, rate: &Level) {
+    let told = [
+        ("x-rate-limit-limit", Some(u64::from(rate.max))),
+        ("x-rate-limit-remaining", Some(u64::from(rate.left))),
+        ("x-rate-limit-reset", Some(rate.full_in_s)),
+        ("x-rate-limit-retry-after-seconds", rate.retry_after_s),
+    ];
+    for (name, value) in told {
+        if let Some(value) = value {
+            headers.insert(HeaderName::from_static(name), HeaderValue::from(value));
+        }
+    }
 }
 
 /// The method as a label: a client may invent methods, but no time series.

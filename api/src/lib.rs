@@ -34,7 +34,7 @@ use axum::routing::{MethodRouter, any, get, post};
 use tower::{ServiceBuilder, ServiceExt};
 use tower_http::sensitive_headers::SetSensitiveRequestHeadersLayer;
 
-pub use app::{ApiOptions, App, Readiness, RenderMetrics};
+pub use app::{ApiOptions, App, Peer, Readiness, RenderMetrics};
 
 use auth::Visitor;
 use error::ApiError;

@@ -1,4 +1,5 @@
-//! Buckets that fill with time: how many requests a token may make, how often a password may be guessed.
+//! Buckets that fill with time: how many requests a token may make, how often a password or a token may be
+//! guessed.
 
 use std::hash::Hash;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,6 +14,19 @@ pub(crate) struct Buckets<K: Hash + Eq + Send + Sync + 'static> {
     cost_us: i64,
     full_us: i64,
     buckets: moka::sync::Cache<K, Arc<Mutex<Bucket>>>,
+}
+
+/// A bucket after something was taken out of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Level {
+    /// What a full one holds.
+    pub(crate) max: u32,
+    /// How often something can be taken at once.
+    pub(crate) left: u32,
+    /// Whole seconds until it is full.
+    pub(crate) full_in_s: u64,
+    /// It was empty: the whole seconds until there is one again.
+    pub(crate) retry_after_s: Option<u64>,
 }
 
 struct Bucket {
@@ -34,8 +48,13 @@ impl<K: Hash + Eq + Send + Sync + 'static> Buckets<K> {
     /// # Errors
     /// It is empty: the whole seconds until there is one again.
     pub(crate) fn take(&self, key: K, now: Timestamp) -> Result<(), u64> {
+        self.level(key, now).and_then(|level| level.retry_after_s).map_or(Ok(()), Err)
+    }
+
+    /// Takes one out of a bucket, if there is one, and says how it stands; `None`: everything is free.
+    pub(crate) fn level(&self, key: K, now: Timestamp) -> Option<Level> {
         if self.cost_us == 0 {
-            return Ok(());
+            return None;
         }
         let new = || Arc::new(Mutex::new(Bucket { level_us: self.full_us, filled: now }));
         let bucket = self.buckets.get_with(key, new);
@@ -43,12 +62,18 @@ impl<K: Hash + Eq + Send + Sync + 'static> Buckets<K> {
         let elapsed_us = now.0.saturating_sub(bucket.filled.0).max(0).saturating_mul(1_000);
         bucket.level_us = bucket.level_us.saturating_add(elapsed_us).min(self.full_us);
         bucket.filled = now;
+        let seconds = |us: i64| u64::try_from(us).unwrap_or(0).div_ceil(1_000_000);
+        let times = |us: i64| u32::try_from(us / self.cost_us).unwrap_or(u32::MAX);
         let missing_us = self.cost_us - bucket.level_us;
-        if missing_us > 0 {
-            return Err(u64::try_from(missing_us).unwrap_or(1).div_ceil(1_000_000));
+        if missing_us <= 0 {
+            bucket.level_us -= self.cost_us;
         }
-        bucket.level_us -= self.cost_us;
-        Ok(())
+        Some(Level {
+            max: times(self.full_us),
+            left: times(bucket.level_us),
+            full_in_s: seconds(self.full_us - bucket.level_us),
+            retry_after_s: (missing_us > 0).then(|| seconds(missing_us)),
+        })
     }
 
     /// Puts one back.
@@ -79,6 +104,10 @@ mod tests {
         assert_eq!(buckets.take("a", at(30)), Ok(()));
         // A clock that goes back gives nothing away.
         assert_eq!(buckets.take("a", at(0)), Err(30));
+        let level = |at_s| buckets.level("c", at(at_s)).unwrap();
+        assert_eq!(level(0), Level { max: 2, left: 1, full_in_s: 30, retry_after_s: None });
+        assert_eq!(level(0), Level { max: 2, left: 0, full_in_s: 60, retry_after_s: None });
+        assert_eq!(level(10), Level { max: 2, left: 0, full_in_s: 50, retry_after_s: Some(20) });
         let free = Buckets::new(0, Duration::from_secs(1), 10);
         assert!((0..1_000).all(|_| free.take("a", at(0)).is_ok()));
     }

@@ -6,7 +6,7 @@ use annals_domain::ids::ResourceId;
 use annals_domain::resource::Command;
 use annals_domain::scim::dialect::Quirk;
 use annals_domain::scim::patch::parse_request;
-use annals_domain::scim::project::Projection;
+use annals_domain::scim::project::{Projection, Written};
 use annals_domain::scim::resource::etag;
 use annals_store::{Executed, IfMatch, Request};
 use axum::extract::State;
@@ -58,6 +58,7 @@ pub(crate) async fn create(
     let id = ResourceId::from_uuid(app.store.entropy().uuid_v7(app.store.now()));
     let target = Target { resource_type, id: id.clone() };
     let projection = projection(&caller, &target, &query)?;
+    let projection = with_written(&caller, &target, projection, Written::Body(&body.json));
     let command = Command::Create { id, body: body.json, client: caller.client().clone() };
     let change = Change { target, command, operation: "create", quirks: BTreeSet::new() };
     let executed = change.execute(&app, &caller, &line, Some(&body.digest)).await?;
@@ -76,6 +77,7 @@ pub(crate) async fn replace(
 ) -> Result<Response> {
     check_accept(&line.headers, caller.is_strict())?;
     let projection = projection(&caller, &target, &query)?;
+    let projection = with_written(&caller, &target, projection, Written::Body(&body.json));
     let command =
         Command::Replace { id: target.id.clone(), body: body.json, client: caller.client().clone() };
     let change = Change { target, command, operation: "replace", quirks: BTreeSet::new() };
@@ -97,6 +99,7 @@ pub(crate) async fn patch(
     let projection = projection(&caller, &target, &query)?;
     let mut dialect = caller.dialect();
     let operations = parse_request(&body.json, &mut dialect)?;
+    let projection = with_written(&caller, &target, projection, Written::Operations(&operations));
     let asked = projection.is_explicit() || wants_representation(&line.headers);
     let answer = match target.resource_type.link_attribute() {
         Some(_) if !asked => Answer::Bare,
@@ -134,6 +137,16 @@ fn projection(caller: &Caller, target: &Target, query: &Query) -> Result<Project
     )?)
 }
 
+/// The projection of the answer to a change (CH-009).
+fn with_written(
+    caller: &Caller,
+    target: &Target,
+    projection: Projection,
+    written: Written<'_>,
+) -> Projection {
+    projection.with_written(&caller.registry, &target.resource_type, written, &mut caller.dialect())
+}
+
 /// A change on its way to the store.
 struct Change {
     target: Target,
@@ -155,13 +168,20 @@ impl Change {
         if !creating && self.target.id.as_str().len() > ResourceId::LEN_BYTES_MAX {
             return Err(self.target.not_found());
         }
+        // There is nothing yet that a create could match.
+        let if_match = match creating {
+            true => IfMatch::Absent,
+            false => if_match(&line.headers, caller.is_strict()),
+        };
+        if !creating {
+            caller.check_condition(&if_match)?;
+        }
         let request = Request {
             tenant: caller.tenant().clone(),
             resource_type: self.target.resource_type,
             id: self.target.id,
             command: self.command,
-            // There is nothing yet that a create could match.
-            if_match: if creating { IfMatch::Absent } else { if_match(&line.headers, caller.is_strict()) },
+            if_match,
             actor: caller.actor(),
             cause: caller.cause(self.operation, &self.quirks),
             connection: Some(caller.principal.connection.id.clone()),
@@ -194,7 +214,7 @@ async fn respond(app: &App, caller: &Caller, executed: Executed, answer: Answer)
         }
         Answer::Whole(status, projection) => {
             // A create that reactivated somebody (`reactivate-on-create`) is not about a new resource.
-            live.is_new = status == StatusCode::CREATED && !replayed && live.version == 1;
+            live.is_new = executed.created;
             resource(app, caller, status, live, projection).await?
         }
     };

@@ -9,6 +9,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use annals_domain::ids::ResourceId;
+use annals_domain::scim::dialect::Quirk;
 use annals_domain::scim::error::ScimType;
 use annals_domain::scim::filter::{
     Bound, Budget, Context, LinkSub, LookupTermKind, Subject, Target, Test, TestOp, bind, lookup_terms,
@@ -223,6 +224,10 @@ struct Part {
 async fn answer(app: &App, caller: &Caller, types: Vec<Arc<ResourceType>>, ask: Ask) -> Result<Response> {
     let registry = &*caller.registry;
     let mut dialect = caller.dialect();
+    if ask.context.root && ask.filter.is_none() && dialect.has(Quirk::RefuseRootLists) {
+        let detail = "a list over all resource types needs a filter on this connection";
+        return Err(ApiError::bad(ScimType::TooMany, detail));
+    }
     let filter = ask.filter.as_deref().map(|text| parse(text, Budget::default())).transpose()?;
     let mut parts = Vec::with_capacity(types.len());
     for resource_type in types {

@@ -101,6 +101,8 @@ pub struct TenantSettings {
     pub dangling_members: bool,
     /// The bus carries sealed bodies instead of the published shape (D7).
     pub sealed_bus: bool,
+    /// Fewest characters of a password; 0 and 1 = every password (US-004).
+    pub password_characters_min: u32,
 }
 
 /// A connection: one identity provider.

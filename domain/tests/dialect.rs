@@ -336,6 +336,8 @@ fn every_quirk_has_a_case() {
         Quirk::ScimMediaType,
         Quirk::JsonMediaType,
         Quirk::BareToken,
+        Quirk::RequireIfMatch,
+        Quirk::RefuseRootLists,
     ]);
     let cases = format!("{cases}{}", include_str!("switches.rs"));
     for quirk in Quirk::ALL.iter().filter(|quirk| !elsewhere.contains(quirk)) {

@@ -7,7 +7,7 @@ use annals_domain::clock::Timestamp;
 use annals_domain::ids::ResourceId;
 use annals_domain::scim::dialect::{Dialect, Profile};
 use annals_domain::scim::error::ScimError;
-use annals_domain::scim::project::Projection;
+use annals_domain::scim::project::{Projection, Written};
 use annals_domain::scim::resource::{
     Document, Meta, Parsed, apply_changes, diff, parse, parse_replacement, render,
 };
@@ -274,6 +274,60 @@ fn badges() -> Registry {
         retired: false,
     };
     Registry::standard().to_builder().schema(&schema).unwrap().resource_type(badge).build().unwrap()
+}
+
+/// CH-009: what is returned only on request is in the answer to a change that wrote it.
+#[test]
+fn what_a_change_wrote_is_returned() {
+    let schema = json!({"id": "urn:example:Extra", "name": "Extra", "attributes": [
+        {"name": "note", "returned": "request"},
+        {"name": "plan", "type": "complex", "subAttributes": [
+            {"name": "name"}, {"name": "price", "returned": "request"}]},
+    ]});
+    let extension = Extension { schema: "urn:example:Extra".to_owned(), required: false };
+    let builder = Registry::standard().to_builder().schema(&schema).unwrap();
+    let registry = builder.extend("User", extension).unwrap().build().unwrap();
+    let user = registry.resource_type("User").unwrap();
+    let resource = json!({"userName": "a", "urn:example:Extra":
+        {"note": "n", "plan": {"name": "p", "price": "9"}}});
+    let shown = |attributes: Option<&str>, excluded: Option<&str>, written: Written<'_>| {
+        let mut dialect = Dialect::new(GENERIC);
+        let projection = Projection::new(&registry, user, attributes, excluded, &mut dialect).unwrap();
+        let projection = projection.with_written(&registry, user, written, &mut dialect);
+        json!(projection.apply(resource.as_object().unwrap().clone())["urn:example:Extra"])
+    };
+    let all = json!({"note": "n", "plan": {"name": "p", "price": "9"}});
+    let none = json!({"plan": {"name": "p"}});
+    let note = json!({"note": "n", "plan": {"name": "p"}});
+    let price = json!({"plan": {"name": "p", "price": "9"}});
+    let body = |extra: Value| json!({"userName": "a", "URN:example:extra": extra});
+    for (body, expected) in [
+        (json!({"userName": "a"}), &none),
+        (body(json!({"note": "n", "plan": {"PRICE": "9"}})), &all),
+        (body(json!({"Note": "n"})), &note),
+        (body(json!({"plan": {"name": "p"}})), &none),
+        (json!({"note": "elsewhere"}), &none),
+    ] {
+        assert_eq!(shown(None, None, Written::Body(&body)), *expected, "{body}");
+    }
+    for (operations, expected) in [
+        (json!([{"op": "add", "value": {"urn:example:Extra:note": "n"}}]), &note),
+        (json!([{"op": "add", "value": {"urn:example:Extra": {"note": "n"}}}]), &note),
+        (json!([{"op": "replace", "path": "urn:example:Extra:plan", "value": {"price": "9"}}]), &price),
+        (json!([{"op": "replace", "path": "urn:example:Extra:plan.price", "value": "9"}]), &price),
+        (json!([{"op": "replace", "path": "urn:example:Extra", "value": {"plan": {"price": "9"}}}]), &price),
+        (json!([{"op": "remove", "path": "urn:example:Extra:note"}]), &none),
+        (json!([{"op": "replace", "path": "title", "value": "t"}]), &none),
+    ] {
+        let request = json!({"schemas": [annals_domain::scim::message::PATCH_OP], "Operations": operations});
+        let read = annals_domain::scim::patch::parse_request(&request, &mut Dialect::new(GENERIC)).unwrap();
+        assert_eq!(shown(None, None, Written::Operations(&read)), *expected, "{operations}");
+    }
+    // Who chooses gets what was chosen.
+    let wrote = body(json!({"note": "n", "plan": {"price": "9"}}));
+    let plan = shown(Some("urn:example:Extra:plan.name"), None, Written::Body(&wrote));
+    assert_eq!(plan, json!({"plan": {"name": "p"}}));
+    assert_eq!(shown(None, Some("urn:example:Extra:note"), Written::Body(&wrote)), price);
 }
 
 #[test]

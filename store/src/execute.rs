@@ -23,6 +23,7 @@ use annals_domain::upcast::SCHEMA_VERSION;
 use annals_domain::view::{Lookup, LookupKind, LookupSettings, lookups, references};
 use cqrs_es::Aggregate;
 use cqrs_es::event_sink::EventSink;
+use secrecy::ExposeSecret as _;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
@@ -98,10 +99,24 @@ pub struct Executed {
     pub state: StateRow,
     /// False: the command changed nothing, no event was written.
     pub changed: bool,
+    /// The entity came into being with this very commit.
+    pub created: bool,
     /// True: the idempotency key was known, this is what the first request came to.
     pub replayed: bool,
     /// Position of the commit's last event, 0 if there is none.
     pub position: Position,
+}
+
+impl Executed {
+    /// Nothing had to be written.
+    fn unchanged(state: StateRow) -> Executed {
+        Executed { state, changed: false, created: false, replayed: false, position: 0 }
+    }
+
+    /// An earlier request with the same key has done it.
+    fn replayed(state: StateRow, position: Position) -> Executed {
+        Executed { state, changed: true, created: false, replayed: true, position }
+    }
 }
 
 /// What the aggregate decided, not sealed yet.
@@ -189,9 +204,9 @@ impl Store {
         let creating = matches!(request.command, Command::Create { .. });
         let before = if creating { None } else { self.state(&request.tenant, &request.id).await? };
         let decision = self.decide(request, &known, before).await?;
+        let decision = self.settle_password(request, decision).await?;
         if let Some(state) = decision.unchanged() {
-            let state = state.clone();
-            return Ok(Attempt::Done(Executed { state, changed: false, replayed: false, position: 0 }));
+            return Ok(Attempt::Done(Executed::unchanged(state.clone())));
         }
         let key = self.key_of(request, decision.before.as_ref()).await?;
         let decided = self.seal(request, decision, key.as_ref()).await?;
@@ -200,14 +215,16 @@ impl Store {
         match self.inner.writer.append(decided.commit).await {
             Ok(receipt) if receipt.replayed => {
                 let state = self.replayed_state(&tenant, &receipt).await?;
-                Ok(Attempt::Done(Executed { state, changed: true, replayed: true, position: receipt.last }))
+                Ok(Attempt::Done(Executed::replayed(state, receipt.last)))
             }
             Ok(receipt) => {
                 self.inner.pacer.wrote(&tenant, receipt.last);
                 let result = receipt.streams.first();
+                warn_of_mass_removal(request, result);
                 let state = state_after(&tenant, stream, result, decided.document, decided.before);
                 let changed = result.is_some_and(|r| r.events > 0);
-                Ok(Attempt::Done(Executed { state, changed, replayed: false, position: receipt.last }))
+                let position = receipt.last;
+                Ok(Attempt::Done(Executed { state, changed, created: creating, replayed: false, position }))
             }
             Err(AppendError::Rejected(Rejection::Moved)) => match request.if_match {
                 IfMatch::Versions(_) => Err(precondition_failed(request)),
@@ -256,7 +273,24 @@ impl Store {
         aggregate.handle(request.command.clone(), &services, &sink).await?;
         let events = sink.collect().await;
         let (document, proposal) = (aggregate.document().clone(), aggregate.proposal().clone());
+        let shortest = request.settings.password_characters_min as usize;
+        if new_password(&proposal.password).is_some_and(|p| p.expose_secret().chars().count() < shortest) {
+            let detail = format!("password: this tenant wants at least {shortest} characters");
+            return Err(StoreError::Refused(ScimError::invalid_value(detail)));
+        }
         Ok(Decision { before, document, proposal, events, definition: known.definition })
+    }
+
+    /// A password that the user has already, or the lack of one, is no change (PA-011).
+    async fn settle_password(&self, request: &Request, mut decision: Decision) -> Result<Decision> {
+        if decision.before.is_some()
+            && let Some(change) = &decision.proposal.password
+            && self.is_present_password(&request.tenant, &request.id, change).await?
+        {
+            decision.proposal.password = None;
+            decision.events.retain(|event| *event != Event::PasswordSet);
+        }
+        Ok(decision)
     }
 
     /// Seals what was decided and puts it into a commit.
@@ -447,7 +481,7 @@ impl Store {
         let receipt: Receipt =
             serde_json::from_str(&row.text(0)?).map_err(|e| StoreError::corrupt("a commit's receipt", e))?;
         let state = self.replayed_state(&request.tenant, &receipt).await?;
-        Ok(Some(Executed { state, changed: true, replayed: true, position: receipt.last }))
+        Ok(Some(Executed::replayed(state, receipt.last)))
     }
 
     async fn replayed_state(&self, tenant: &TenantId, receipt: &Receipt) -> Result<StateRow> {
@@ -576,6 +610,21 @@ fn state_after(
         deleted,
         key_id: before.and_then(|b| b.key_id),
     }
+}
+
+/// EN-075: a client that replaces the members of a group by the one it wanted to add is told of. The RFC's
+/// meaning stands; `merge-members` gives it the other one.
+fn warn_of_mass_removal(request: &Request, result: Option<&StreamReceipt>) {
+    let Some(result) = result else { return };
+    let Some(replaced) = result.replaced.filter(|replaced| replaced.is_mass_removal()) else { return };
+    let connection = request.connection.as_ref().map_or("", |connection| connection.as_str());
+    metrics::counter!("annals_group_mass_removals_total").increment(1);
+    tracing::warn!(
+        tenant = %request.tenant, connection, group = %result.id, request_id = request.cause.request_id,
+        removed = replaced.removed, members = replaced.before,
+        "one request replaced the members of a group and removed most of them; if the client meant to add, \
+         switch merge-members on for its connection"
+    );
 }
 
 fn keyed_commit_id(request: &Request, key: &str) -> Uuid {

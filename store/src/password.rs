@@ -4,6 +4,7 @@ use std::sync::OnceLock;
 
 use annals_domain::ids::{ResourceId, TenantId};
 use annals_domain::scim::fold::{prepare_password, prepare_username};
+use annals_domain::scim::patch::PasswordChange;
 use annals_domain::view::LookupKind;
 use argon2::password_hash::{PasswordHash, PasswordHasher, PasswordVerifier, SaltString};
 use secrecy::{ExposeSecret, SecretString};
@@ -72,17 +73,32 @@ impl Store {
             None => (self.hash_of_nobody().await?, false),
         };
         let given = SecretString::from(prepare_password(password.expose_secret()));
-        let same = hashing(move || {
-            let fail = |e: argon2::password_hash::Error| StoreError::corrupt("a password", e);
-            let hash = PasswordHash::new(hash.expose_secret()).map_err(fail)?;
-            match argon2::Argon2::default().verify_password(given.expose_secret().as_bytes(), &hash) {
-                Ok(()) => Ok(true),
-                Err(argon2::password_hash::Error::Password) => Ok(false),
-                Err(error) => Err(fail(error)),
+        Ok(compare(hash, given).await? && real)
+    }
+
+    /// Whether a change of a user's password leaves it as it is.
+    ///
+    /// A client that may write can set a password and so learn nothing by being told that it was set; but a
+    /// request that is refused for another reason sets none. So that its time tells nothing either, the
+    /// present password costs as much as a new one, which is compared and then hashed.
+    pub(crate) async fn is_present_password(
+        &self,
+        tenant: &TenantId,
+        id: &ResourceId,
+        change: &PasswordChange,
+    ) -> Result<bool> {
+        let known = self.password_hash(tenant, id).await?;
+        match (known, change) {
+            (known, PasswordChange::Clear) => Ok(known.is_none()),
+            (None, PasswordChange::Set(_)) => Ok(false),
+            (Some(hash), PasswordChange::Set(password)) => {
+                let same = compare(hash, password.clone()).await?;
+                if same {
+                    self.hash_password(password.clone()).await?;
+                }
+                Ok(same)
             }
-        })
-        .await?;
-        Ok(same && real)
+        }
     }
 
     async fn password_hash(&self, tenant: &TenantId, id: &ResourceId) -> Result<Option<SecretString>> {
@@ -132,6 +148,20 @@ impl Store {
         })
         .await
     }
+}
+
+/// Whether a hash is that of a prepared password.
+async fn compare(hash: SecretString, given: SecretString) -> Result<bool> {
+    hashing(move || {
+        let fail = |e: argon2::password_hash::Error| StoreError::corrupt("a password", e);
+        let hash = PasswordHash::new(hash.expose_secret()).map_err(fail)?;
+        match argon2::Argon2::default().verify_password(given.expose_secret().as_bytes(), &hash) {
+            Ok(()) => Ok(true),
+            Err(argon2::password_hash::Error::Password) => Ok(false),
+            Err(error) => Err(fail(error)),
+        }
+    })
+    .await
 }
 
 /// Does one piece of hashing beside the runtime's threads.

@@ -44,6 +44,9 @@ pub(crate) struct Settings {
     /// The bus carries sealed bodies.
     #[arg(long)]
     sealed_bus: bool,
+    /// Fewest characters of a password; 0 = every password is taken.
+    #[arg(long, value_name = "CHARACTERS", default_value_t = 0)]
+    password_characters_min: u32,
 }
 
 impl From<Settings> for TenantSettings {
@@ -53,6 +56,7 @@ impl From<Settings> for TenantSettings {
             group_name_unique: s.group_name_unique,
             dangling_members: s.dangling_members,
             sealed_bus: s.sealed_bus,
+            password_characters_min: s.password_characters_min,
         }
     }
 }

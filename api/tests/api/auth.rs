@@ -191,3 +191,83 @@ async fn a_rate_limit_holds_per_token_if_configured() {
     world.clock.advance_ms(1_000);
     world.get("/Users").await.is(200);
 }
+
+/// SE-010: an address that shows token after token that is none is told to wait; requests with a valid token
+/// from there, and other addresses, never are.
+#[tokio::test]
+async fn token_guessing_is_slowed() {
+    let options = annals_api::ApiOptions { token_failures_per_minute_max: 3, ..crate::world::options() };
+    let world = World::with(Default::default(), Default::default(), options).await;
+    let guess = async |address: &str, token: &str| {
+        world.call("GET", "/Users").anonymous().token(token).from(address).send().await
+    };
+    for n in 0..3 {
+        guess("192.0.2.1", &format!("guess{n}")).await.is_error(401, "");
+    }
+    let refused = guess("192.0.2.1", "guess3").await;
+    refused.is_error(429, "");
+    assert_eq!(refused.header("retry-after"), "20");
+    // An IPv4 address that came over IPv6 is the same one.
+    guess("::ffff:192.0.2.1", "guess4").await.is_error(429, "");
+    let right = world.call("GET", "/Users").from("192.0.2.1").send().await;
+    right.is(200);
+    guess("192.0.2.2", "guess").await.is_error(401, "");
+    // No credentials at all are no guess.
+    world.call("GET", "/Users").anonymous().from("192.0.2.1").send().await.is_error(401, "");
+    // One network of IPv6 is one guesser.
+    for (address, status) in [
+        ("2001:db8::1", 401),
+        ("2001:db8::2", 401),
+        ("2001:db8::3", 401),
+        ("2001:db8::4", 429),
+        ("2001:db8:0:1::1", 401),
+    ] {
+        guess(address, "guess").await.is_error(status, "");
+    }
+    world.clock.advance_ms(20_000);
+    guess("192.0.2.1", "guess5").await.is_error(401, "");
+    guess("192.0.2.1", "guess6").await.is_error(429, "");
+    // What the client itself says of its address counts only behind a proxy that is trusted.
+    let claims = world.call("GET", "/Users").anonymous().token("x").from("192.0.2.1");
+    claims.header("x-forwarded-for", "198.51.100.1").send().await.is_error(429, "");
+}
+
+#[tokio::test]
+async fn behind_a_trusted_proxy_the_address_is_what_it_says() {
+    let options = annals_api::ApiOptions {
+        token_failures_per_minute_max: 1,
+        trust_forwarded: true,
+        ..crate::world::options()
+    };
+    let world = World::with(Default::default(), Default::default(), options).await;
+    for (forwarded, status) in [
+        ("198.51.100.1", 401),
+        ("198.51.100.1", 429),
+        // The client wrote the first, the proxy the last.
+        ("203.0.113.7, 198.51.100.1", 429),
+        ("198.51.100.1, 198.51.100.2", 401),
+    ] {
+        let call = world.call("GET", "/Users").anonymous().token("x").from("10.0.0.1");
+        call.header("x-forwarded-for", forwarded).send().await.is_error(status, "");
+    }
+}
+
+/// SP-006: a limited token is told how it stands, besides `Retry-After`; an unlimited one is told nothing.
+#[tokio::test]
+async fn a_limited_token_knows_its_rate() {
+    let options = annals_api::ApiOptions { token_requests_per_second_max: 2, ..crate::world::options() };
+    let world = World::with(Default::default(), Default::default(), options).await;
+    let told = |answer: &crate::world::Answer| {
+        ["limit", "remaining", "reset", "retry-after-seconds"].map(|name| {
+            answer.headers.get(format!("x-rate-limit-{name}")).map(|v| v.to_str().unwrap().to_owned())
+        })
+    };
+    let text = |value: &str| Some(value.to_owned());
+    assert_eq!(told(&world.get("/Users").await), [text("2"), text("1"), text("1"), None]);
+    assert_eq!(told(&world.get("/Users/nobody").await), [text("2"), text("0"), text("1"), None]);
+    let refused = world.get("/Users").await;
+    refused.is_error(429, "");
+    assert_eq!(told(&refused), [text("2"), text("0"), text("1"), text("1")]);
+    assert_eq!(refused.header("retry-after"), "1");
+    assert_eq!(told(&World::new().await.get("/Users").await), [None, None, None, None]);
+}

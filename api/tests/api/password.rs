@@ -3,7 +3,9 @@
 use annals_domain::tenant::Scope;
 use serde_json::{Value, json};
 
-use crate::world::{Answer, USER, World};
+use crate::world::{Answer, PATCH, USER, World};
+
+const BULK: &str = "urn:ietf:params:scim:api:messages:2.0:BulkRequest";
 
 const SECRET: &str = "c0rrect h\u{f6}rse";
 
@@ -58,6 +60,86 @@ async fn a_password_is_whatever_was_set_last() {
     for secret in [SECRET, "n3w!", "third", "argon2"] {
         assert!(!told.contains(secret), "{secret}");
     }
+}
+
+/// PA-011: the password that the user has already, however it is sent, is no change; nor is the lack of one.
+#[tokio::test]
+async fn the_same_password_again_changes_nothing() {
+    let world = World::new().await;
+    let (id, token) = with_password(&world, "ines").await;
+    let path = format!("/Users/{id}");
+    let body = |password: Value| json!({"schemas": [USER], "userName": "ines", "password": password});
+    let before = world.get(&path).await;
+    let events = world.events().await;
+    for again in [SECRET, "c0rrect\u{a0}ho\u{308}rse"] {
+        let patch = world.patch(&path, json!([{"op": "replace", "path": "password", "value": again}])).await;
+        assert_eq!(patch.is(200).header("etag"), before.header("etag"));
+        assert_eq!(world.put(&path, body(json!(again))).await.is(200).body, before.body);
+        let data = json!({"schemas": [PATCH], "Operations": [{"op": "add", "value": {"password": again}}]});
+        let operation = json!({"method": "PATCH", "path": path, "data": data});
+        let bulk = json!({"schemas": [BULK], "Operations": [operation]});
+        let done = world.post("/Bulk", bulk).await;
+        assert_eq!(done.is(200).body["Operations"][0]["version"], before.body["meta"]["version"]);
+    }
+    assert_eq!(world.events().await, events);
+    // With something else, that alone changes; and one that is refused for another reason is set by nothing.
+    let both = json!([{"op": "add", "value": {"password": SECRET, "title": "Lead"}}]);
+    world.patch(&path, both).await.is(200);
+    assert_eq!(world.events().await, events + 1);
+    let refused = json!([{"op": "add", "value": {"password": SECRET}}, {"op": "remove", "path": "userName"}]);
+    world.patch(&path, refused).await.is_error(400, "mutability");
+    world.put(&path, body(Value::Null)).await.is(200);
+    assert_eq!(world.events().await, events + 3, "title and password are gone");
+    world.put(&path, body(Value::Null)).await.is(200);
+    assert_eq!(world.events().await, events + 3);
+    let no = verify(&world, &token, json!({"id": id, "password": SECRET})).await;
+    assert_eq!(no.is(200).body, json!({"verified": false}));
+}
+
+/// Within one bulk request each operation is decided on what the ones before it left.
+#[tokio::test]
+async fn a_password_that_the_same_bulk_request_changes() {
+    let world = World::new().await;
+    let (id, token) = with_password(&world, "ines").await;
+    let operation = |password: &str| {
+        let data =
+            json!({"schemas": [PATCH], "Operations": [{"op": "add", "value": {"password": password}}]});
+        json!({"method": "PATCH", "path": format!("/Users/{id}"), "data": data})
+    };
+    let bulk = json!({"schemas": [BULK], "Operations": [operation("other"), operation(SECRET)]});
+    world.post("/Bulk", bulk).await.is(200);
+    let answer = verify(&world, &token, json!({"id": id, "password": SECRET})).await;
+    assert_eq!(answer.is(200).body["verified"], true);
+}
+
+/// US-004: a tenant may want longer passwords; the answer does not repeat the short one.
+#[tokio::test]
+async fn a_tenant_may_want_longer_passwords() {
+    let settings = annals_domain::tenant::TenantSettings { password_characters_min: 8, ..Default::default() };
+    let world = World::with(Default::default(), settings, crate::world::options()).await;
+    let user =
+        |name: &str, password: &str| json!({"schemas": [USER], "userName": name, "password": password});
+    // Characters, not bytes.
+    let refused = world.post("/Users", user("ines", "\u{e9}\u{e9}\u{e9}\u{e9}\u{e9}\u{e9}\u{e9}")).await;
+    refused.is_error(400, "invalidValue");
+    assert!(refused.detail().contains("password") && !refused.detail().contains('\u{e9}'));
+    let id = world.post("/Users", user("ines", "eightlng")).await.is(201).id();
+    let path = format!("/Users/{id}");
+    let short = json!([{"op": "replace", "value": {"password": "short"}}]);
+    world.patch(&path, short).await.is_error(400, "invalidValue");
+    world.put(&path, user("ines", "short")).await.is_error(400, "invalidValue");
+    world.put(&path, json!({"schemas": [USER], "userName": "ines"})).await.is(200);
+}
+
+/// A create with a password answers as one without: its two events make version 2 and nothing else.
+#[tokio::test]
+async fn a_create_with_a_password_is_a_create() {
+    let world = World::new().await;
+    let body = json!({"schemas": [USER], "userName": "ines", "password": SECRET});
+    let created = world.post("/Users", body).await;
+    assert_eq!(created.is(201).header("etag"), "W/\"2\"");
+    let got = world.get(&format!("/Users/{}", created.id())).await;
+    assert_eq!(got.body, created.body);
 }
 
 /// Unknown, inactive and deleted users, users without a password and users of other tenants all look alike.

@@ -5,7 +5,7 @@ use annals_domain::scim::dialect::{Client, Profile, Quirk};
 use annals_domain::tenant::Connection;
 use serde_json::json;
 
-use crate::world::{USER, World, actor};
+use crate::world::{GROUP, PATCH, SEARCH, USER, World, actor};
 
 /// The world's connection from now on.
 async fn switch(world: &World, client: Client) {
@@ -77,4 +77,103 @@ async fn group_names_and_media_types() {
     assert_eq!(world.get("/Groups").await.header("content-type"), "application/scim+json");
     switch(&world, client.with(Quirk::JsonMediaType, true)).await;
     assert_eq!(world.get("/Groups").await.header("content-type"), "application/json");
+}
+
+/// `require-if-match`: 428 for a change that names no version, a bulk operation's included; creates and reads
+/// need none.
+#[tokio::test]
+async fn require_if_match() {
+    let world = World::new().await;
+    switch(&world, Client::from(Profile::Generic).with(Quirk::RequireIfMatch, true)).await;
+    let id = world.user("ines").await["id"].as_str().unwrap().to_owned();
+    let path = format!("/Users/{id}");
+    let etag = world.get(&path).await.header("etag").to_owned();
+    let events = world.events().await;
+    let body = json!({"schemas": [USER], "userName": "ines", "title": "Lead"});
+    let patch = json!({"schemas": [PATCH], "Operations": [{"op": "add", "value": {"title": "Lead"}}]});
+    world.put(&path, body.clone()).await.is_error(428, "");
+    world.call("PATCH", &path).json(&patch).send().await.is_error(428, "");
+    world.delete(&path).await.is_error(428, "");
+    let operation = |version: Option<&str>| {
+        let mut operation = json!({"method": "PATCH", "path": path, "data": patch});
+        if let Some(version) = version {
+            operation["version"] = json!(version);
+        }
+        let bulk = "urn:ietf:params:scim:api:messages:2.0:BulkRequest";
+        json!({"schemas": [bulk], "Operations": [operation]})
+    };
+    let done = world.post("/Bulk", operation(None)).await;
+    assert_eq!(done.is(200).body["Operations"][0]["status"], "428");
+    assert_eq!(done.body["Operations"][0]["response"]["status"], "428");
+    assert_eq!(world.events().await, events);
+    let done = world.post("/Bulk", operation(Some(&etag))).await;
+    assert_eq!(done.is(200).body["Operations"][0]["status"], "200");
+    world.call("PUT", &path).header("if-match", &etag).json(&body).send().await.is_error(412, "");
+    world.call("PUT", &path).header("if-match", "*").json(&body).send().await.is(200);
+    let etag = world.get(&path).await.header("etag").to_owned();
+    world.call("DELETE", &path).header("if-match", &etag).send().await.is(204);
+}
+
+/// RQ-006, `refuse-root-lists`: all resources at once are too many on such a connection; those of one type, or
+/// with a filter, are not.
+#[tokio::test]
+async fn refuse_root_lists() {
+    let world = World::new().await;
+    world.user("ines").await;
+    let search = json!({"schemas": [SEARCH]});
+    let filtered = json!({"schemas": [SEARCH], "filter": "meta.resourceType eq \"User\""});
+    assert_eq!(world.get("/").await.is(200).body["totalResults"], 1);
+    switch(&world, Client::from(Profile::Generic).with(Quirk::RefuseRootLists, true)).await;
+    world.get("/").await.is_error(400, "tooMany");
+    world.get("/?startIndex=1&count=1").await.is_error(400, "tooMany");
+    world.post("/.search", search).await.is_error(400, "tooMany");
+    assert_eq!(world.post("/.search", filtered).await.is(200).body["totalResults"], 1);
+    world.get("/Users").await.is(200);
+}
+
+/// EN-075: one request that replaces the members of a group and removes most of them is counted, whether by
+/// PATCH, PUT or bulk; smaller losses and `merge-members` are not.
+#[tokio::test]
+async fn a_mass_removal_is_noticed() {
+    let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+    let handle = recorder.handle();
+    let _guard = metrics::set_default_local_recorder(&recorder);
+    let world = World::new().await;
+    let mut ids = Vec::new();
+    for n in 0..12 {
+        ids.push(world.user(&format!("u{n}")).await["id"].as_str().unwrap().to_owned());
+    }
+    let all: Vec<&str> = ids.iter().map(String::as_str).collect();
+    let group = world.group("Team", &all).await;
+    let path = format!("/Groups/{group}");
+    let members = |ids: &[&str]| ids.iter().map(|id| json!({"value": id})).collect::<Vec<_>>();
+    let replace = |ids: &[&str]| json!([{"op": "replace", "path": "members", "value": members(ids)}]);
+    let put = |ids: &[&str]| json!({"schemas": [GROUP], "displayName": "Team", "members": members(ids)});
+    let counted = || {
+        let line = handle
+            .render()
+            .lines()
+            .find_map(|line| line.strip_prefix("annals_group_mass_removals_total ")?.parse::<u32>().ok());
+        line.unwrap_or(0)
+    };
+    // Six of twelve are not more than half; five of five are not more than five.
+    world.patch(&path, replace(&all[..6])).await.is(204);
+    world.patch(&path, replace(&all[..5])).await.is(204);
+    world.patch(&path, replace(&[])).await.is(204);
+    assert_eq!(counted(), 0);
+    world.patch(&path, replace(&all)).await.is(204);
+    world.patch(&path, replace(&all[..5])).await.is(204);
+    assert_eq!(counted(), 1);
+    world.put(&path, put(&all)).await.is(200);
+    world.put(&path, put(&all[..1])).await.is(200);
+    assert_eq!(counted(), 2);
+    world.put(&path, put(&all)).await.is(200);
+    let operation = json!({"method": "PUT", "path": path, "data": put(&all[..1])});
+    let bulk = "urn:ietf:params:scim:api:messages:2.0:BulkRequest";
+    world.post("/Bulk", json!({"schemas": [bulk], "Operations": [operation]})).await.is(200);
+    assert_eq!(counted(), 3);
+    world.put(&path, put(&all)).await.is(200);
+    switch(&world, Client::from(Profile::Generic).with(Quirk::MergeMembers, true)).await;
+    world.patch(&path, replace(&all[..1])).await.is(204);
+    assert_eq!((world.members(&group).await.len(), counted()), (12, 3));
 }

@@ -186,6 +186,7 @@ impl World {
             headers: HeaderMap::new(),
             token: Some(self.token.clone()),
             body: Body::empty(),
+            peer: None,
         }
     }
 
@@ -266,6 +267,7 @@ pub(crate) struct Call<'a> {
     headers: HeaderMap,
     token: Option<String>,
     body: Body,
+    peer: Option<std::net::IpAddr>,
 }
 
 impl Call<'_> {
@@ -288,6 +290,11 @@ impl Call<'_> {
         self.body = body.into();
         self
     }
+    /// Over a connection from that address.
+    pub(crate) fn from(mut self, address: &str) -> Self {
+        self.peer = Some(address.parse().expect("an address"));
+        self
+    }
     pub(crate) async fn send(self) -> Answer {
         Answer::of(self.respond().await).await
     }
@@ -301,6 +308,9 @@ impl Call<'_> {
         *request.method_mut() = self.method;
         *request.uri_mut() = self.uri.parse().expect("a URI");
         *request.headers_mut() = self.headers;
+        if let Some(peer) = self.peer {
+            request.extensions_mut().insert(annals_api::Peer(peer));
+        }
         self.world.router.clone().oneshot(request).await.expect("infallible")
     }
 }

@@ -138,6 +138,10 @@ named! {
         JsonMediaType = "json-media-type",
         /// `Authorization` may hold the token alone, without `Bearer` (OK-002).
         BareToken = "bare-token",
+        /// PUT, PATCH and DELETE without `If-Match` are refused: 428 (RFC 6585 §3).
+        RequireIfMatch = "require-if-match",
+        /// A list over all resource types needs a filter: 400 `tooMany` (RQ-006).
+        RefuseRootLists = "refuse-root-lists",
     }
 }
 
@@ -164,7 +168,9 @@ impl Profile {
             | Quirk::MergeMembers
             | Quirk::IgnoreClientPasswords
             | Quirk::ReactivateOnCreate
-            | Quirk::BareToken => false,
+            | Quirk::BareToken
+            | Quirk::RequireIfMatch
+            | Quirk::RefuseRootLists => false,
             Quirk::CreateOnFilterMiss => matches!(self, Self::Entra | Self::OneLogin | Self::JumpCloud),
             Quirk::GroupNameUnique | Quirk::ScimMediaType => self == Self::Entra,
             Quirk::LegacySchemaUrns | Quirk::ManagerId | Quirk::JsonMediaType => self == Self::OneLogin,

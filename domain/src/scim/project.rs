@@ -6,7 +6,8 @@ use serde_json::{Map, Value};
 
 use super::dialect::Dialect;
 use super::error::ScimError;
-use super::path::{Named, resolve};
+use super::patch::{Op, Operation};
+use super::path::{Named, PatchPath, resolve};
 use super::schema::{Attribute, Registry, ResourceType, Returned};
 
 /// What a client asked to see. Cheap to ask before anything is loaded.
@@ -17,6 +18,17 @@ pub struct Projection {
     returned: BTreeMap<String, Returned>,
     /// The keys of the extensions.
     extensions: BTreeSet<String>,
+    /// What a change supplied of that which is returned only on request.
+    supplied: BTreeSet<String>,
+}
+
+/// What a client wrote, as it stands in the request.
+#[derive(Clone, Copy)]
+pub enum Written<'a> {
+    /// The body of POST and PUT.
+    Body(&'a Value),
+    /// The operations of PATCH.
+    Operations(&'a [Operation]),
 }
 
 #[derive(Clone, Debug)]
@@ -59,7 +71,87 @@ impl Projection {
             choice,
             returned: special.map(|a| (a.key.clone(), a.returned)).collect(),
             extensions: resource_type.extensions.iter().map(|e| e.schema.to_ascii_lowercase()).collect(),
+            supplied: BTreeSet::new(),
         })
+    }
+
+    /// The same for the answer to a change: what is returned only on request is there as well if the client
+    /// wrote it, unless the client chose attributes itself (CH-009).
+    #[must_use]
+    pub fn with_written(
+        mut self,
+        registry: &Registry,
+        resource_type: &ResourceType,
+        written: Written<'_>,
+        dialect: &mut Dialect,
+    ) -> Self {
+        if !self.returned.values().any(|returned| *returned == Returned::Request) {
+            return self;
+        }
+        match written {
+            Written::Body(body) => {
+                for (name, value) in body.as_object().into_iter().flatten() {
+                    match (resource_type.extension(dialect.modern_urn(resource_type, name)), value) {
+                        (Some(extension), Value::Object(inner)) => {
+                            for (name, value) in inner {
+                                let found = resource_type.extension_attribute(&extension.schema, name);
+                                self.supply(found, None, Some(value));
+                            }
+                        }
+                        _ => self.supply(resource_type.core(name), None, Some(value)),
+                    }
+                }
+            }
+            Written::Operations(operations) => {
+                let given = operations.iter().filter(|operation| operation.op != Op::Remove);
+                for Operation { path, value, .. } in given {
+                    let value = value.as_ref();
+                    match (path, value) {
+                        (Some(path), value) => self.supply_at(registry, resource_type, path, value, dialect),
+                        (None, Some(Value::Object(parts))) => {
+                            for (path, value) in parts {
+                                self.supply_at(registry, resource_type, path, Some(value), dialect);
+                            }
+                        }
+                        (None, _) => {}
+                    }
+                }
+            }
+        }
+        self
+    }
+
+    /// Notes what a value at a PATCH path supplies.
+    fn supply_at(
+        &mut self,
+        registry: &Registry,
+        resource_type: &ResourceType,
+        path: &str,
+        value: Option<&Value>,
+        dialect: &mut Dialect,
+    ) {
+        let Ok(path) = PatchPath::parse(path) else { return };
+        match resolve(registry, resource_type, &path.attribute, dialect) {
+            Ok(Named::Extension(urn)) => {
+                for (name, value) in value.and_then(Value::as_object).into_iter().flatten() {
+                    self.supply(resource_type.extension_attribute(urn, name), None, Some(value));
+                }
+            }
+            Ok(Named::Attribute { attribute, sub }) => {
+                let part = path.sub.and_then(|name| attribute.sub(&name));
+                self.supply(Some(attribute), sub.or(part), value);
+            }
+            Err(_) => {}
+        }
+    }
+
+    fn supply(&mut self, attribute: Option<&Attribute>, sub: Option<&Attribute>, value: Option<&Value>) {
+        let Some(attribute) = attribute else { return };
+        let elements = value.map(|value| value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice));
+        let parts = elements.into_iter().flatten().filter_map(Value::as_object).flatten();
+        let parts = parts.filter_map(|(name, _)| attribute.sub(name));
+        let all = [Some(attribute), sub].into_iter().flatten().chain(parts);
+        self.supplied.extend(all.filter(|a| a.returned == Returned::Request).map(|a| a.key.clone()));
     }
 
     /// Whether the client named attributes, which makes PATCH answer 200 with a body (AT-009).
@@ -141,7 +233,11 @@ impl Projection {
         match self.returned.get(key).or_else(inherited).copied().unwrap_or_default() {
             Returned::Always => true,
             Returned::Never => false,
-            Returned::Request => matches!(&self.choice, Choice::Only(names) if named(names)),
+            Returned::Request => match &self.choice {
+                Choice::Default => named(&self.supplied),
+                Choice::Only(names) => named(names),
+                Choice::Without(names) => named(&self.supplied) && !named(names),
+            },
             Returned::Default => match &self.choice {
                 Choice::Default => true,
                 Choice::Only(names) => named(names),

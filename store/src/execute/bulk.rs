@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 use super::{
     Decided, Decision, Executed, Idempotency, IfMatch, Request, hashed_commit_id, other_request, refusal,
-    state_after,
+    state_after, warn_of_mass_removal,
 };
 use crate::Store;
 use crate::backend::{Area, Col, Rows, sql};
@@ -242,7 +242,7 @@ where
             let state =
                 state.ok_or_else(|| StoreError::corrupt("a commit's receipt", "it names no entity"))?;
             let position = state.position;
-            self.outcomes[at] = Some(Ok(Executed { state, changed: true, replayed: true, position }));
+            self.outcomes[at] = Some(Ok(Executed::replayed(state, position)));
         }
         Ok(())
     }
@@ -439,7 +439,7 @@ where
             let decided = match (failed, request) {
                 (Some(on), _) => Err(StoreError::Refused(self.plan.reference_failed(*on))),
                 (None, Err(error)) => Err(StoreError::Refused(error)),
-                (None, Ok(request)) => self.decide_part(request, before).await,
+                (None, Ok(request)) => self.decide_part(request, before, left.is_some()).await,
             };
             match decided {
                 Ok(part) => {
@@ -467,11 +467,15 @@ where
         Ok(true)
     }
 
-    async fn decide_part(&self, request: Request, before: Option<StateRow>) -> Result<Part> {
+    /// `guessed`: the state is what an earlier item will leave, so that its password is not stored yet.
+    async fn decide_part(&self, request: Request, before: Option<StateRow>, guessed: bool) -> Result<Part> {
         let known = self.store.registry_known(&request.tenant).await?;
         let request = known.current(&request)?.unwrap_or(request);
         let creating = matches!(request.command, Command::Create { .. });
-        let decision = self.store.decide(&request, &known, before.filter(|_| !creating)).await?;
+        let mut decision = self.store.decide(&request, &known, before.filter(|_| !creating)).await?;
+        if !guessed {
+            decision = self.store.settle_password(&request, decision).await?;
+        }
         let key = match decision.unchanged() {
             Some(_) => None,
             None => self.store.key_of(&request, decision.before.as_ref()).await?,
@@ -590,6 +594,7 @@ where
             (Outcome::Done(receipt), Kept::Change(parts)) => {
                 self.store.inner.pacer.wrote(&self.bulk.tenant, receipt.last);
                 for ((at, part), result) in unit.operations.iter().zip(parts).zip(&receipt.streams) {
+                    warn_of_mass_removal(&part.request, Some(result));
                     let Decided { document, before, .. } = part.decided;
                     let stream = annals_domain::event::StreamId {
                         resource_type: result.resource_type.clone(),
@@ -597,7 +602,8 @@ where
                     };
                     let state = state_after(&self.bulk.tenant, Some(stream), Some(result), document, before);
                     let (changed, position) = (result.events > 0, result.position);
-                    self.settle(*at, Ok(Executed { state, changed, replayed: false, position }));
+                    let created = matches!(part.request.command, Command::Create { .. });
+                    self.settle(*at, Ok(Executed { state, changed, created, replayed: false, position }));
                 }
             }
             (Outcome::Unchanged, Kept::Unchanged(state)) => {
@@ -608,7 +614,7 @@ where
                 };
                 for at in &unit.operations {
                     let state = state.clone();
-                    self.settle(*at, Ok(Executed { state, changed: false, replayed: false, position: 0 }));
+                    self.settle(*at, Ok(Executed::unchanged(state)));
                 }
             }
             (Outcome::Rejected(rejection), Kept::Change(parts)) => self.rejected(unit, parts, rejection),

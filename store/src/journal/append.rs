@@ -17,8 +17,8 @@ use annals_domain::upcast::SCHEMA_VERSION;
 
 use super::chain::{Answer, Work};
 use super::{
-    BodyParts, Commit, Expect, MembersWrite, Receipt, Rejection, StateWrite, StreamReceipt, StreamWrite,
-    TokenWrite, batch_hash, chain_hash, merkle_root,
+    BodyParts, Commit, Expect, MembersWrite, Receipt, Rejection, Replaced, StateWrite, StreamReceipt,
+    StreamWrite, TokenWrite, batch_hash, chain_hash, merkle_root,
 };
 use crate::backend::{Area, Backend, Col, Rows, Sql, Tx, sql};
 use crate::error::{Result, StoreError};
@@ -507,6 +507,11 @@ impl Batch {
         let tenant = &commit.tenant;
         let key = (tenant.clone(), write.stream.id.clone());
         let before = self.head;
+        let replaces = write.members.as_ref().is_some_and(|members| members.delta.clear);
+        let replaced = replaces.then(|| Replaced {
+            removed: removed.len(),
+            before: self.members.get(&key).map_or(0, HashSet::len),
+        });
         let cause = write.cause.as_ref().unwrap_or(&commit.cause);
         for event in &write.events {
             let event_id = event.event_id.hyphenated().to_string();
@@ -579,6 +584,7 @@ impl Batch {
             modified: head.modified,
             position: head.position,
             events,
+            replaced,
         }
     }
 

@@ -150,6 +150,24 @@ pub(crate) struct StreamReceipt {
     pub(crate) position: Position,
     /// How many events the entity got; 0 = unchanged.
     pub(crate) events: usize,
+    /// Where the whole list of members was replaced: how many of how many left.
+    #[serde(skip)]
+    pub(crate) replaced: Option<Replaced>,
+}
+
+/// What a new list of members did to the one before.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Replaced {
+    pub(crate) removed: usize,
+    pub(crate) before: usize,
+}
+
+impl Replaced {
+    /// More than half, and more than five (EN-075).
+    pub(crate) fn is_mass_removal(self) -> bool {
+        const REMOVED_MIN: usize = 6;
+        self.removed >= REMOVED_MIN && 2 * self.removed > self.before
+    }
 }
 
 /// Why a commit was refused under the counter row. Nothing of it was written.
