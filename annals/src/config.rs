@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use annals_api::ApiOptions;
 use annals_domain::clock::{Clock, Entropy};
 use annals_store::{Database, Limits, RootKey, Store, StoreOptions};
 use anyhow::{Context, bail};
@@ -24,6 +25,8 @@ pub(crate) struct Config {
     pub storage: StorageConfig,
     /// How clients come in.
     pub http: HttpConfig,
+    /// How often clients may ask and guess.
+    pub limits: LimitsConfig,
     /// The message bus.
     pub nats: NatsConfig,
     /// What leaves the house.
@@ -77,6 +80,15 @@ pub(crate) struct HttpConfig {
     pub health_listen: String,
     /// Most requests in work at once; more get 503.
     pub requests_max: usize,
+    /// Most connections at once; more wait until one ends.
+    pub connections_max: usize,
+    /// Longest wait for the whole head of a request, in seconds, the idle time before it included. Longer
+    /// than what a proxy in front keeps idle connections for, as it would use one that was just closed.
+    pub head_timeout_s: u64,
+    /// Longest wait for the whole body of a request, in seconds.
+    pub body_timeout_s: u64,
+    /// Longest wait for a client that reads nothing of its answer, in seconds.
+    pub write_timeout_s: u64,
     /// Most operations of one bulk request; 0 = no bulk requests.
     pub bulk_operations_max: usize,
     /// Largest body of a bulk request, in bytes.
@@ -91,8 +103,42 @@ impl Default for HttpConfig {
             trust_forwarded: false,
             health_listen: String::new(),
             requests_max: 1_024,
+            connections_max: 4_096,
+            head_timeout_s: 75,
+            body_timeout_s: 30,
+            write_timeout_s: 60,
             bulk_operations_max: 1_000,
             bulk_body_bytes_max: 4 * 1024 * 1024,
+        }
+    }
+}
+
+/// `[limits]`: 0 is no limit.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct LimitsConfig {
+    /// Requests a second that one token may make; more get 429.
+    pub token_requests_per_second_max: u32,
+    /// Requests a minute without a valid token from one address; more get 429 instead of 401. Requests with
+    /// a valid token are never touched.
+    pub token_failures_per_minute_max: u32,
+    /// Passwords a second that one token may check; more get 429.
+    pub password_checks_per_second_max: u32,
+    /// Wrong passwords for one account within the window; then 429, whatever the password.
+    pub password_failures_max: u32,
+    /// The window, in seconds: after it the wrong ones are forgotten.
+    pub password_failures_window_s: u64,
+}
+
+impl Default for LimitsConfig {
+    fn default() -> Self {
+        let api = ApiOptions::default();
+        LimitsConfig {
+            token_requests_per_second_max: api.token_requests_per_second_max,
+            token_failures_per_minute_max: api.token_failures_per_minute_max,
+            password_checks_per_second_max: api.password_checks_per_second_max,
+            password_failures_max: api.password_failures_max,
+            password_failures_window_s: api.password_failures_window.as_secs(),
         }
     }
 }

@@ -5,6 +5,7 @@
 mod commands;
 mod config;
 mod lifecycle;
+mod server;
 mod telemetry;
 mod wiring;
 

@@ -12,6 +12,7 @@ use anyhow::Context;
 
 use crate::config::Config;
 use crate::lifecycle::{Lifecycle, Step};
+use crate::server::Bounds;
 
 /// How long events gather for the read model while no query waits for them.
 const GATHER: Duration = Duration::from_millis(40);
@@ -91,7 +92,22 @@ pub(crate) fn api_options(config: &Config) -> ApiOptions {
         requests_in_flight_max: config.http.requests_max,
         bulk_operations_max: config.http.bulk_operations_max,
         bulk_body_bytes_max: config.http.bulk_body_bytes_max,
+        body_timeout: Duration::from_secs(config.http.body_timeout_s),
+        token_requests_per_second_max: config.limits.token_requests_per_second_max,
+        token_failures_per_minute_max: config.limits.token_failures_per_minute_max,
+        password_checks_per_second_max: config.limits.password_checks_per_second_max,
+        password_failures_max: config.limits.password_failures_max,
+        password_failures_window: Duration::from_secs(config.limits.password_failures_window_s),
         ..ApiOptions::default()
+    }
+}
+
+/// What connections may cost.
+pub(crate) fn connection_bounds(config: &Config) -> Bounds {
+    Bounds {
+        connections_max: config.http.connections_max,
+        head_timeout: Duration::from_secs(config.http.head_timeout_s.max(1)),
+        write_timeout: Duration::from_secs(config.http.write_timeout_s.max(1)),
     }
 }
 

@@ -73,15 +73,9 @@ pub(crate) async fn run(config: Config, roles: Roles) -> anyhow::Result<()> {
             .with_metrics(Arc::new(move || render.render()));
         let router = if roles.api { annals_api::router(app) } else { annals_api::health_router(app) };
         let (stop, readiness) = (lifecycle.stop_token(), readiness.clone());
+        let bounds = wiring::connection_bounds(&config);
         lifecycle.run(async move {
-            let ending = async move {
-                stop.cancelled().await;
-                readiness.stop();
-            };
-            let server = axum::serve(listener, router).with_graceful_shutdown(ending);
-            if let Err(error) = server.await {
-                tracing::error!(%error, "the HTTP server failed");
-            }
+            crate::server::serve(listener, router, bounds, stop, || readiness.stop()).await;
         });
         tracing::info!(role = roles.name(), %address, "annals is listening");
     }
