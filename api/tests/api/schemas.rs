@@ -100,7 +100,7 @@ async fn device_of(world: &World, label: &str, serial: &str) -> Answer {
     world.post("/Devices", body).await
 }
 
-/// An extension of a core type is served, stored, and shown where it has values.
+/// An extension of a core type is served, stored, and shown where it has values (CH-009 for `memo`).
 #[tokio::test]
 async fn an_extension_is_in_force_at_once() {
     let world = World::new().await;
@@ -133,7 +133,9 @@ async fn an_extension_is_in_force_at_once() {
     assert_eq!(shown["deputy"]["value"], json!(bo));
     assert_eq!(shown["deputy"]["$ref"], json!(format!("https://scim.test/scim/v2/Users/{bo}")), "{shown}");
     assert_eq!(shown.get("pin"), None, "returned: never");
-    assert_eq!(shown.get("memo"), None, "returned: request");
+    assert_eq!(shown["memo"], "left-handed", "CH-009: returned on request, or to who wrote it");
+    let got = world.get(&format!("/Users/{}", made.id())).await;
+    assert_eq!(got.is(200).body[BADGE].get("memo"), None, "returned: request");
     let asked = world.get(&format!("/Users/{}?attributes={BADGE}:memo,{BADGE}:pin", made.id())).await;
     assert_eq!(asked.is(200).body[BADGE], json!({"memo": "left-handed"}));
 }
