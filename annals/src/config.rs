@@ -76,6 +76,9 @@ pub(crate) struct HttpConfig {
     pub base_url: String,
     /// Whether `X-Forwarded-Proto` and `X-Forwarded-Host` are believed: only behind a proxy that sets them.
     pub trust_forwarded: bool,
+    /// Says that something in front ends TLS. Without it the SCIM endpoint is for this machine alone: an
+    /// address that others reach is refused, as tokens would travel in the clear (SE-001).
+    pub tls_in_front: bool,
     /// Address of health and metrics of `projector` and `worker`; empty = none.
     pub health_listen: String,
     /// Most requests in work at once; more get 503.
@@ -101,6 +104,7 @@ impl Default for HttpConfig {
             listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
             base_url: String::new(),
             trust_forwarded: false,
+            tls_in_front: false,
             health_listen: String::new(),
             requests_max: 1_024,
             connections_max: 4_096,
@@ -279,6 +283,18 @@ impl Config {
         RootKey::read_or_create(&dir.join("root.key"), entropy).context("reading or making the root key")
     }
 
+    /// Refuses to serve SCIM in the clear to other machines (SE-001).
+    pub(crate) fn check_tls(&self) -> anyhow::Result<()> {
+        let listen = self.http.listen;
+        if listen.ip().is_loopback() || self.http.tls_in_front {
+            return Ok(());
+        }
+        bail!(
+            "http.listen is {listen}, which other machines reach, and Annals speaks plain HTTP: put a proxy \
+             that ends TLS in front and say so with http.tls_in_front = true (ANNALS_HTTP__TLS_IN_FRONT=true)"
+        )
+    }
+
     /// Opens the store.
     pub(crate) async fn open_store(
         &self,
@@ -315,6 +331,27 @@ mod tests {
         let text = Config::defaults_as_toml().unwrap();
         let read: Config = Figment::new().merge(Toml::string(&text)).extract().unwrap();
         assert_eq!(read, Config::default());
+    }
+
+    /// SE-001: other machines are served only where something in front ends TLS.
+    #[test]
+    fn plain_http_is_for_this_machine_alone() {
+        for (listen, tls_in_front, is_fine) in [
+            ("127.0.0.1:8080", false, true),
+            ("[::1]:8080", false, true),
+            ("0.0.0.0:8080", false, false),
+            ("[::]:8080", false, false),
+            ("10.0.0.7:8080", false, false),
+            ("0.0.0.0:8080", true, true),
+        ] {
+            let mut config = Config::default();
+            (config.http.listen, config.http.tls_in_front) = (listen.parse().unwrap(), tls_in_front);
+            let checked = config.check_tls();
+            assert_eq!(checked.is_ok(), is_fine, "{listen} {tls_in_front}");
+            if let Err(error) = checked {
+                assert!(error.to_string().contains("http.tls_in_front"), "{error}");
+            }
+        }
     }
 
     #[test]

@@ -223,6 +223,10 @@ struct Part {
 
 async fn answer(app: &App, caller: &Caller, types: Vec<Arc<ResourceType>>, ask: Ask) -> Result<Response> {
     let registry = &*caller.registry;
+    if ask.context.root && ask.filter.is_none() && caller.principal.settings.filtered_root_queries {
+        let detail = "a query over all resource types needs a filter here (RQ-006)";
+        return Err(ApiError::bad(ScimType::TooMany, detail));
+    }
     let mut dialect = caller.dialect();
     if ask.context.root && ask.filter.is_none() && dialect.has(Quirk::RefuseRootLists) {
         let detail = "a list over all resource types needs a filter on this connection";

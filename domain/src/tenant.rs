@@ -99,6 +99,8 @@ pub struct TenantSettings {
     pub group_name_unique: bool,
     /// `members.value` may name what does not exist (CS-030).
     pub dangling_members: bool,
+    /// A query over all resource types needs a filter; without one it is 400 `tooMany` (RQ-006).
+    pub filtered_root_queries: bool,
     /// The bus carries sealed bodies instead of the published shape (D7).
     pub sealed_bus: bool,
     /// Fewest characters of a password; 0 and 1 = every password (US-004).

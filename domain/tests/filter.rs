@@ -94,6 +94,9 @@ fn check(case: &str, endpoint: &str, filter: &str, strict: &str, compat: &str) {
 
 const BAD: &str = "400 invalidFilter";
 
+/// FI-001: F11 to F14. FI-002: F02. FI-003: F33, F50, F51. FI-006: F59. FI-007: F01, F56. FI-008: F21 to F24.
+/// FI-009: F19, F20, F36. FI-010: F15, F57. FI-011: F38, F39, F46, F47. FI-012: F17, F55. FI-016: F27, F28. FI-018: F42.
+/// FI-019: F04, F05, F41, F44.
 #[test]
 fn filters_on_users() {
     let same: &[(&str, &str, &str)] = &[
@@ -174,6 +177,10 @@ fn filters_on_users() {
         ("FI-020b", &vec!["title pr"; 100].join(" and "), "u1"),
         ("FI-022", r#"userName eq"bo""#, "u2"),
         ("FI-024", "  userName \t eq   \"bo\"  ", "u2"),
+        ("FI-012", r#"meta.created co "2026""#, BAD),
+        ("FI-012b", r#"x509Certificates.value sw "AA""#, BAD),
+        ("FI-012c", r#"emails.primary ew "e""#, BAD),
+        ("FI-018", r#"schemas eq "URN:ietf:params:scim:schemas:core:2.0:USER""#, "u1 u2 u3"),
         ("CH-011", r#"name[givenName eq "Anna"]"#, BAD),
         ("7122", r#"schemas[value eq "ENT"]"#, "u1"),
         ("id", r#"id eq "u2" or id eq "U1""#, "u2"),
@@ -204,6 +211,7 @@ fn filters_that_only_tolerant_profiles_take() {
     }
 }
 
+/// FI-006: F59. FI-019: F65.
 #[test]
 fn filters_on_groups_and_on_everything() {
     for (case, endpoint, filter, expect) in [
@@ -223,6 +231,7 @@ fn filters_on_groups_and_on_everything() {
     }
 }
 
+/// US-005, FI-021
 #[test]
 fn f60_a_password_filter_in_a_body_is_an_invalid_filter() {
     assert_eq!(run("Users", r#"password eq "x""#, Context::BODY, COMPAT), BAD);
@@ -239,6 +248,7 @@ fn f68_ten_thousand_parentheses_are_refused() {
     check("F68", "Users", &nots, BAD, BAD);
 }
 
+/// FI-003
 #[test]
 fn errors_name_position_and_token() {
     for (filter, expect) in [
@@ -350,6 +360,11 @@ fn filters(rfc: bool) -> impl Strategy<Value = Filter> {
     }
 }
 
+/// What is put where it may not belong.
+const TOKENS: [&str; 16] = [
+    "and", "or", "not", "(", ")", "pr", "eq", "co", "a", "a.b", "null", "true", "1", "\"s\"", "a[b pr]", "]",
+];
+
 const ROOMY: Budget = Budget { bytes_max: usize::MAX, terms_max: 1000, depth_max: 50 };
 
 proptest! {
@@ -366,6 +381,34 @@ proptest! {
         let theirs = theirs.map_err(|e| TestCaseError::fail(format!("{e:?}: {text}")))?;
         // Their text of it means the same to us: trees are compared in our terms.
         prop_assert_eq!(parse(&theirs.to_string(), ROOMY), Ok(filter));
+    }
+
+    /// Tokens too many, too few, or wrong: whatever they still read, we read, and read the same.
+    #[test]
+    fn the_parser_reads_what_scim_v2_reads(
+        filter in filters(true),
+        at in any::<proptest::sample::Index>(),
+        token in proptest::sample::select(TOKENS.to_vec()),
+        change in 0..3,
+    ) {
+        let text = filter.to_string();
+        let mut tokens: Vec<&str> = text.split(' ').collect();
+        let at = at.index(tokens.len());
+        match change {
+            0 => { tokens.remove(at); }
+            1 => tokens.insert(at, token),
+            _ => tokens[at] = token,
+        }
+        let text = tokens.join(" ");
+        let theirs: Result<scim_v2::filter::Filter, _> = text.parse();
+        match (parse(&text, ROOMY), theirs) {
+            (Ok(ours), Ok(theirs)) => {
+                prop_assert_eq!(parse(&theirs.to_string(), ROOMY), Ok(ours), "{}", text);
+            }
+            // We also read words as literals, and attributes named "null": binding judges them.
+            (_, Err(_)) => {}
+            (Err(error), Ok(_)) => prop_assert!(false, "only they read {}: {}", text, error),
+        }
     }
 
     #[test]

@@ -64,7 +64,7 @@ const HOME: &str = r#"{"type":"home","value":"anna@home.test"}"#;
 const WORK: &str = r#"{"primary":true,"type":"work","value":"anna@work.test"}"#;
 const WORK_LAST: &str = r#"{"primary":false,"type":"work","value":"anna@work.test"}"#;
 
-/// Cases on u1 that are the same in every profile.
+/// Cases on u1 that are the same in every profile. PA-007: P08, P13, P43, P53.
 #[test]
 fn users() {
     for (case, operations, expect) in [
@@ -193,6 +193,8 @@ fn users() {
         ),
         ("P50", r#"{"op":"replace","path":"nosuch","value":"x"}"#, "400 invalidPath".to_owned()),
         ("P51", r#"{"op":"add","path":"title"}"#, "400 invalidValue".to_owned()),
+        ("PA-004", r#"{"op":"replace","path":"title"}"#, "400 invalidValue".to_owned()),
+        ("PA-004b", r#"{"op":"add"}"#, "400 invalidValue".to_owned()),
         ("P52", r#"{"op":"replace","path":"title","value":{"a":1}}"#, "400 invalidValue".to_owned()),
         (
             "P53",
@@ -469,6 +471,7 @@ fn g23_five_thousand_removals() {
     assert!(!patched.members.is_empty() && LinkDelta::default().is_empty());
 }
 
+/// PA-005
 #[test]
 fn errors_carry_the_operation() {
     let operations = json!([{"op": "remove", "path": "title"}, {"op": "remove", "path": "userName"}]);
@@ -476,6 +479,7 @@ fn errors_carry_the_operation() {
     assert_eq!(error.detail, "Operations[1]: userName is required");
 }
 
+/// PA-001
 #[test]
 fn messages() {
     let parse = |body: Value, profile| {

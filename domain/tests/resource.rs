@@ -122,6 +122,7 @@ fn bodies_that_every_profile_reads_alike() {
     }
 }
 
+/// CS-004: an extension's attribute at the top of a body is an unknown one.
 #[test]
 fn bodies_that_profiles_read_differently() {
     let minimal = r#"{"active":true,"userName":"a"}"#;
@@ -205,6 +206,7 @@ fn shown(id: &str) -> Map<String, Value> {
     render(&resource_type(id), &ResourceId::from_text(id), &document(id), &meta)
 }
 
+/// PU-002, PU-005
 #[test]
 fn put_replaces() {
     let parsed = put("u1", &json!({"userName": "a"})).unwrap();
@@ -222,6 +224,7 @@ fn put_replaces() {
     }
 }
 
+/// PU-004, CH-004
 #[test]
 fn immutable_attributes_are_set_once() {
     let registry = badges();
@@ -428,6 +431,7 @@ fn projections() {
     assert_eq!(project(Some(" "), None).unwrap(), project(None, None).unwrap(), "AT-006: empty is not given");
 }
 
+/// GR-002: members that nobody wants are not loaded.
 #[test]
 fn wanted_attributes_are_known_before_loading() {
     let wants = |id: &str, attributes, excluded, key: &str| {

@@ -12,12 +12,19 @@ use crate::Store;
 use crate::error::Result;
 use crate::execute::{IfMatch, Request};
 
+impl Request {
+    /// Whether it is a create that may mean somebody who is there.
+    pub(crate) fn may_reactivate(&self) -> bool {
+        matches!(&self.command, Command::Create { client, .. } if client.has(Quirk::ReactivateOnCreate))
+    }
+}
+
 impl Store {
     /// What a refused create is to be instead: the replacement of an inactive user, at the version it has
     /// now. `None`: the refusal stands.
     pub(crate) async fn reactivation(&self, request: &Request) -> Result<Option<Request>> {
         let Command::Create { body, client, .. } = &request.command else { return Ok(None) };
-        let (Some(body), true) = (body.as_object(), client.has(Quirk::ReactivateOnCreate)) else {
+        let (Some(body), true) = (body.as_object(), request.may_reactivate()) else {
             return Ok(None);
         };
         let sent = |name: &str| body.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));

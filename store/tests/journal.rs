@@ -178,6 +178,9 @@ macro_rules! contract {
     };
 }
 
+#[path = "journal/bulk.rs"]
+mod bulk;
+
 contract! {
     a_create_is_durable_and_sealed
     user_names_are_unique_until_deleted
@@ -471,6 +474,7 @@ async fn passwords_are_in_no_event_and_no_row(f: Fixture) {
     assert_sound(store).await;
 }
 
+/// SE-007: what is stored is a digest, a token ends when it says, and two of one connection overlap.
 async fn tokens_are_found_by_their_digest_only(f: Fixture) {
     let store = &f.store;
     let idp = ConnectionId::new("idp").unwrap();
@@ -486,10 +490,18 @@ async fn tokens_are_found_by_their_digest_only(f: Fixture) {
     };
     assert_eq!((principal.tenant.as_str(), principal.connection.client.profile), ("acme", Profile::Entra));
     assert_eq!(principal.scopes.len(), 2);
+    let next =
+        store.issue_token(&acme(), &idp, vec![Scope::Read], None, Actor::system("test")).await.unwrap();
+    assert!(matches!(store.authenticate(&next.secret).await.unwrap(), Authentication::Valid(_)));
+    assert!(
+        next.secret.expose_secret().len() > 32
+            && next.secret.expose_secret() != issued.secret.expose_secret()
+    );
     let wrong = SecretString::from(issued.secret.expose_secret().replace("annals_", "annals_0"));
     assert_eq!(store.authenticate(&wrong).await.unwrap(), Authentication::Unknown);
     f.clock.0.fetch_add(60_000, Ordering::SeqCst);
     assert!(matches!(store.authenticate(&issued.secret).await.unwrap(), Authentication::Expired(_)));
+    assert!(matches!(store.authenticate(&next.secret).await.unwrap(), Authentication::Valid(_)));
     store.revoke_token(&acme(), &issued.id, Actor::system("test")).await.unwrap();
     assert_eq!(store.authenticate(&issued.secret).await.unwrap(), Authentication::Unknown);
     let events = format!("{:?}", store.read_events(0, 100).await.unwrap());

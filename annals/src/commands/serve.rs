@@ -110,6 +110,7 @@ async fn prepare(config: &Config, store: &Store) -> anyhow::Result<()> {
 
 async fn listen(config: &Config, roles: Roles) -> anyhow::Result<Option<TcpListener>> {
     let address = if roles.api {
+        config.check_tls()?;
         config.http.listen.to_string()
     } else if config.http.health_listen.is_empty() {
         return Ok(None);

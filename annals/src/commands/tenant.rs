@@ -41,6 +41,9 @@ pub(crate) struct Settings {
     /// Members may name what does not exist.
     #[arg(long)]
     dangling_members: bool,
+    /// A query over all resource types needs a filter.
+    #[arg(long)]
+    filtered_root_queries: bool,
     /// The bus carries sealed bodies.
     #[arg(long)]
     sealed_bus: bool,
@@ -55,6 +58,7 @@ impl From<Settings> for TenantSettings {
             external_id_unique: s.external_id_unique,
             group_name_unique: s.group_name_unique,
             dangling_members: s.dangling_members,
+            filtered_root_queries: s.filtered_root_queries,
             sealed_bus: s.sealed_bus,
             password_characters_min: s.password_characters_min,
         }

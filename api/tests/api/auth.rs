@@ -22,6 +22,7 @@ fn filled(path: &str) -> String {
     path.replace("{endpoint}", "Users").replace("{id}", "User")
 }
 
+/// SE-004: with the SCIM body. DI-004: discovery is public, but not for a bad token.
 #[tokio::test]
 async fn auth_coverage_no_route_answers_without_a_valid_token() {
     let world = World::new().await;
@@ -175,6 +176,7 @@ async fn se011_a_tenant_sees_only_itself() {
     assert_eq!(answer.body["meta"]["location"], format!("https://scim.test/t/acme/scim/v2/Users/{}", f.u1));
 }
 
+/// CU-018, SE-013
 #[tokio::test]
 async fn a_rate_limit_holds_per_token_if_configured() {
     let limited = ApiOptions { token_requests_per_second_max: 3, ..options() };

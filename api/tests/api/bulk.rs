@@ -165,6 +165,7 @@ async fn limits_are_named() {
 }
 
 /// BU-011, EP-003: switched off.
+/// CFG-001: what is not advertised answers 501.
 #[tokio::test]
 async fn bulk_can_be_off() {
     let world = World::with(

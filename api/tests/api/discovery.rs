@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use crate::world::{ENT, GROUP, LIST, USER, World, options};
 
+/// EP-008: also under the old plural. DI-001, DI-004: one object, without a token.
 #[tokio::test]
 async fn the_configuration_advertises_what_works() {
     let world = World::new().await;
@@ -25,6 +26,7 @@ async fn the_configuration_advertises_what_works() {
     }
 }
 
+/// DI-001, DI-003; DI-002: pages are ignored; DI-006: a schema's id in every spelling.
 #[tokio::test]
 async fn resource_types_and_schemas_are_listed_and_found_by_id() {
     let world = World::new().await;
@@ -61,6 +63,7 @@ async fn resource_types_and_schemas_are_listed_and_found_by_id() {
     world.get("/Schemas/urn:nope").await.is_error(404, "");
 }
 
+/// DI-002, DI-005
 #[tokio::test]
 async fn f70_filters_are_refused_and_changes_too() {
     let world = World::new().await;
@@ -75,6 +78,7 @@ async fn f70_filters_are_refused_and_changes_too() {
     world.call("PUT", "/Schemas/x").send().await.is_error(405, "");
 }
 
+/// DI-005
 #[tokio::test]
 async fn discovery_has_entity_tags() {
     let world = World::new().await;
@@ -99,6 +103,7 @@ async fn a_unique_group_name_is_published() {
     assert_eq!(uniqueness(world.call("GET", &path).anonymous().send().await), "none");
 }
 
+/// DI-004
 #[tokio::test]
 async fn discovery_may_need_a_token() {
     let options = annals_api::ApiOptions { discovery_public: false, ..options() };
@@ -107,6 +112,7 @@ async fn discovery_may_need_a_token() {
     world.get("/Schemas").await.is(200);
 }
 
+/// MT-005: there is no `/Users.scim`.
 #[tokio::test]
 async fn x35_ep004_unknown_paths_and_methods() {
     let world = World::new().await;
@@ -125,6 +131,7 @@ async fn x35_ep004_unknown_paths_and_methods() {
     world.call("GET", "/.search").send().await.is_error(405, "");
 }
 
+/// VB-001, VB-003
 #[tokio::test]
 async fn vb002_other_versions_are_refused() {
     let world = World::new().await;
@@ -191,6 +198,7 @@ async fn locations_follow_the_request_unless_configured() {
     assert_eq!(location(base(None, false), &[("host", "evil\"/<x>")]).await.0, 400);
 }
 
+/// MT-002
 #[tokio::test]
 async fn x41_mt003_media_types() {
     let world = World::new().await;

@@ -5,6 +5,7 @@ use serde_json::json;
 
 use crate::world::{Fixture, PATCH, USER, World};
 
+/// VE-002
 #[tokio::test]
 async fn x29_a_known_version_is_not_sent_again() {
     let world = World::new().await;
@@ -18,6 +19,7 @@ async fn x29_a_known_version_is_not_sent_again() {
     world.call("GET", &path).header("if-none-match", "W/\"1\"").send().await.is(200);
 }
 
+/// VE-003; VE-004: weak comparison, and tags without `W/` or quotes; VE-006: what is no tag matches nothing.
 #[tokio::test]
 async fn x30_p56_p57_a_stale_version_changes_nothing() {
     let world = World::new().await;
@@ -38,6 +40,7 @@ async fn x30_p56_p57_a_stale_version_changes_nothing() {
     world.call("DELETE", &path).header("if-match", "*").send().await.is_error(404, "");
 }
 
+/// VE-005
 #[tokio::test]
 async fn x38_of_two_conditional_changes_one_succeeds() {
     let world = World::new().await;
@@ -53,6 +56,7 @@ async fn x38_of_two_conditional_changes_one_succeeds() {
     assert_eq!(world.get(&path).await.header("etag"), "W/\"3\"");
 }
 
+/// VE-005: without `If-Match` nobody sees that others write, too.
 #[tokio::test]
 async fn unconditional_changes_of_one_user_all_succeed() {
     let world = World::new().await;
@@ -83,12 +87,24 @@ async fn a_conditional_member_change_is_conditional() {
     world.call("PATCH", &path).header("if-match", &etag).json(&body).send().await.is_error(412, "");
 }
 
+/// EP-005
 #[tokio::test]
 async fn head_is_get_without_the_body() {
     let world = World::new().await;
     let f = Fixture::in_world(&world).await;
-    for path in [format!("/Users/{}", f.u1), "/Users".into(), "/Schemas".into(), format!("/Groups/{}", f.g1)]
-    {
+    let everywhere = [
+        format!("/Users/{}", f.u1),
+        format!("/Groups/{}", f.g1),
+        "/".into(),
+        "/Users".into(),
+        "/Groups?filter=displayName+pr&count=1".into(),
+        "/ServiceProviderConfig".into(),
+        "/ResourceTypes".into(),
+        "/ResourceTypes/User".into(),
+        "/Schemas".into(),
+        format!("/Schemas/{USER}"),
+    ];
+    for path in everywhere {
         let (get, head) = (world.get(&path).await, world.call("HEAD", &path).send().await);
         assert_eq!(head.status, 200, "{path}");
         assert_eq!(head.bytes, 0, "{path}");

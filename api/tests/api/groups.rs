@@ -32,6 +32,7 @@ async fn members_are_shown_with_type_reference_and_name() {
     assert_eq!(empty.is(201).body.get("members"), None);
 }
 
+/// GR-002: all members, unless they are excluded or not asked for.
 #[tokio::test]
 async fn members_follow_the_projection() {
     let world = World::new().await;
@@ -133,12 +134,22 @@ async fn x43_parallel_additions_are_all_kept() {
     assert_eq!(world.members(&group).await.into_iter().collect::<BTreeSet<_>>(), ids);
 }
 
+/// DE-004: an ordinary change of the group.
 #[tokio::test]
 async fn a_deleted_user_is_no_member_any_more() {
     let world = World::new().await;
     let f = Fixture::in_world(&world).await;
+    let path = format!("/Groups/{}", f.g1);
+    let before = world.get(&path).await;
+    world.clock.advance_ms(1_000);
     world.delete(&format!("/Users/{}", f.u1)).await.is(204);
     assert_eq!(world.members(&f.g1).await, [f.u2.as_str()]);
+    let after = world.get(&path).await;
+    assert_ne!(after.header("etag"), before.header("etag"));
+    assert_ne!(after.body["meta"]["lastModified"], before.body["meta"]["lastModified"]);
+    let events = world.store.read_events(0, 1_000).await.unwrap();
+    let of_group = events.iter().rfind(|event| event.stream.id.as_str() == f.g1).unwrap();
+    assert_eq!(of_group.kind, "group.members_removed");
     let by_member = format!("id eq \"{}\" and members eq \"{}\"", f.g1, f.u1);
     assert!(world.filter("/Groups", &by_member).await.ids().is_empty());
 }

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use crate::world::{Answer, Fixture, PATCH, USER, World, options};
 
+/// MT-001, IN-005; CS-022: one name in two spellings.
 #[tokio::test]
 async fn bodies_that_are_no_json() {
     let world = World::new().await;
@@ -127,6 +128,7 @@ async fn ten_thousand_levels_of_json() {
     assert_eq!(world.events().await, events);
 }
 
+/// MT-004
 #[tokio::test]
 async fn x34_media_types_of_bodies() {
     let world = World::new().await;
@@ -224,6 +226,7 @@ async fn request_ids_are_kept_or_made() {
     world.call("GET", "/Users").anonymous().send().await.is(401);
 }
 
+/// SE-014
 #[tokio::test]
 async fn what_a_write_was_caused_by_is_in_its_event() {
     use annals_domain::event::ActorKind;

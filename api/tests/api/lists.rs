@@ -236,6 +236,7 @@ async fn cu_a_cursor_goes_on_with_its_own_list_only() {
 }
 
 /// CU-008, CU-016: cursors expire, and any process reads those of another.
+/// CU-018: the server keeps nothing of a cursor.
 #[tokio::test]
 async fn cu_cursors_expire_and_belong_to_no_process() {
     let options = ApiOptions { cursor_lifetime: Duration::from_secs(60), ..options() };

@@ -3,6 +3,7 @@
 mod admin;
 mod auth;
 mod bulk;
+mod cases;
 mod dialect_entra;
 mod dialect_okta;
 mod discovery;

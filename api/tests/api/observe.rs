@@ -57,6 +57,7 @@ impl Write for Lines {
     }
 }
 
+/// SE-008: no query string, no filter, no body is in the log.
 #[tokio::test]
 async fn log_lines_name_the_request_and_nothing_personal() {
     let lines = Lines::default();

@@ -24,6 +24,7 @@ async fn with_password(world: &World, name: &str) -> (String, String) {
 
 /// US-003, US-004, PU-003, PU-007, IN-001: however a password is set or taken away, the answer tells, and
 /// nothing else does.
+/// PU-002, CH-007
 #[tokio::test]
 async fn a_password_is_whatever_was_set_last() {
     let world = World::new().await;

@@ -34,6 +34,7 @@ async fn a_change_raises_the_version_once_and_a_no_op_never() {
     assert_eq!(answer.body["meta"]["created"], before.body["meta"]["created"]);
 }
 
+/// PA-005
 #[tokio::test]
 async fn p42_a_failing_operation_undoes_those_before_it() {
     let world = World::new().await;

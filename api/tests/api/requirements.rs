@@ -102,7 +102,7 @@ async fn external_ids_are_the_clients() {
     assert!(world.call("GET", &path).token(&other).send().await.ids().is_empty());
 }
 
-/// CS-010, CS-011, CS-012, EP-009, EP-010, VE-001: what the headers of every answer with one resource say, and that
+/// CS-010, CS-011, CS-012, EP-001, EP-009, EP-010, VE-001: what the headers of every answer with one resource say, and that
 /// `meta` says the same. MT-006: 204 has no body.
 #[tokio::test]
 async fn headers_and_meta_agree_on_every_answer() {
@@ -400,4 +400,122 @@ async fn limits_hold_before_anything_is_read() {
         anonymous.is_error(401, "");
         assert!(anonymous.header("www-authenticate").starts_with("Bearer "), "{method} {path}");
     }
+}
+
+/// CS-028, CS-029: a reference is the same whether it is absolute, relative, with or without a version, and
+/// null is none; CS-030: it leads to somebody. What is not a resource's address keeps its case.
+#[tokio::test]
+async fn references_in_every_spelling() {
+    let world = World::new().await;
+    let f = Fixture::in_world(&world).await;
+    let path = format!("/Groups/{}", f.g1);
+    let add = |element: Value| json!([{"op": "add", "path": "members", "value": [element]}]);
+    let mut events = world.events().await + 1;
+    for reference in [
+        format!("https://scim.test/scim/v2/Users/{}", f.u3),
+        format!("https://scim.test/scim/Users/{}", f.u3),
+        format!("Users/{}", f.u3),
+        format!("/Users/{}", f.u3),
+        format!("/v2/Users/{}", f.u3),
+        format!("../Users/{}", f.u3),
+    ] {
+        world.patch(&path, add(json!({"$ref": reference}))).await.is(204);
+        assert_eq!(world.events().await, events, "the first one adds, all others name the same: {reference}");
+        events = world.events().await;
+    }
+    world.patch(&path, add(json!({"$ref": null, "value": f.u3}))).await.is(204);
+    assert_eq!((world.events().await, world.members(&f.g1).await.len()), (events, 3));
+    world.patch(&path, add(json!({"$ref": "../Users/nobody"}))).await.is_error(400, "invalidValue");
+    world.patch(&path, add(json!({"$ref": null}))).await.is_error(400, "invalidValue");
+    let body = json!({"schemas": [USER], "userName": "dora", "profileUrl": "https://Acme.test/Dora"});
+    let dora = world.post("/Users", body).await.id();
+    assert_eq!(world.filter("/Users", "profileUrl eq \"https://Acme.test/Dora\"").await.ids(), [dora]);
+    assert!(world.filter("/Users", "profileUrl eq \"https://acme.test/dora\"").await.ids().is_empty());
+}
+
+/// CFG-001: what the configuration advertises is there.
+#[tokio::test]
+async fn what_is_advertised_works() {
+    let world = World::new().await;
+    let config = world.get("/ServiceProviderConfig").await.body;
+    let is_on = |name: &str| config[name]["supported"] == json!(true);
+    let created = world.user("a").await;
+    let path = format!("/Users/{}", created["id"].as_str().unwrap());
+    let title = json!([{"op": "add", "path": "title", "value": "T"}]);
+    assert!(is_on("patch"));
+    world.patch(&path, title.clone()).await.is(200);
+    assert!(is_on("bulk"));
+    let operation =
+        json!({"method": "PATCH", "path": path, "data": {"schemas": [PATCH], "Operations": title}});
+    let request = "urn:ietf:params:scim:api:messages:2.0:BulkRequest";
+    let bulk = world.post("/Bulk", json!({"schemas": [request], "Operations": [operation]})).await;
+    assert_eq!(bulk.is(200).body["Operations"][0]["status"], "200");
+    assert!(is_on("filter"));
+    assert_eq!(world.filter("/Users", "title eq \"t\"").await.ids().len(), 1);
+    assert!(is_on("changePassword"));
+    world.patch(&path, json!([{"op": "replace", "path": "password", "value": "n3w!"}])).await.is(200);
+    assert!(is_on("sort"));
+    world.user("b").await;
+    let sorted = world.get("/Users?sortBy=userName&sortOrder=descending&attributes=userName").await;
+    assert_eq!(sorted.body["Resources"][0]["userName"], "b");
+    assert!(is_on("etag"));
+    let etag = world.get(&path).await.header("etag").to_owned();
+    world.call("GET", &path).header("if-none-match", &etag).send().await.is(304);
+    let pagination = &config["pagination"];
+    assert_eq!((&pagination["cursor"], &pagination["index"]), (&json!(true), &json!(true)));
+    assert!(world.get("/Users?cursor&count=1").await.body["nextCursor"].is_string());
+    assert_eq!(world.get("/Users?startIndex=2&count=1").await.ids().len(), 1);
+    assert_eq!(config["authenticationSchemes"][0]["type"], "oauthbearertoken");
+    // Neither securityEvents, which strict parsers do not know, nor what would announce them.
+    assert!(config.get("securityEvents").is_none());
+    let body = json!({"schemas": [PATCH], "Operations": title});
+    let call = world.call("PATCH", &path).header("prefer", "respond-async").json(&body);
+    assert_eq!(call.send().await.is(200).header("preference-applied"), "");
+}
+
+/// RQ-006: only where the tenant says so, and only without a filter.
+#[tokio::test]
+async fn a_tenant_may_refuse_to_list_everything() {
+    let settings = TenantSettings { filtered_root_queries: true, ..TenantSettings::default() };
+    let world = World::with(Profile::Generic, settings, options()).await;
+    let f = Fixture::in_world(&world).await;
+    world.get("/").await.is_error(400, "tooMany");
+    world.get("/?count=1&sortBy=id").await.is_error(400, "tooMany");
+    world.post("/.search", json!({"schemas": [SEARCH]})).await.is_error(400, "tooMany");
+    assert_eq!(world.filter("/", "displayName eq \"ops\"").await.ids(), [f.g1]);
+    assert_eq!(world.get("/Users").await.ids().len(), 3);
+    let world = World::new().await;
+    world.get("/").await.is(200);
+}
+
+/// PG-008: any page can be asked of any process, in any order, as often as one likes.
+#[tokio::test]
+async fn pages_keep_no_state() {
+    let mut world = World::new().await;
+    let f = Fixture::in_world(&world).await;
+    for page in [3, 1, 2, 2] {
+        let answer = world.get(&format!("/Users?startIndex={page}&count=1")).await;
+        assert_eq!(answer.ids(), [[&f.u1, &f.u2, &f.u3][page - 1].clone()]);
+        let app = annals_api::App::new(world.store.clone(), options(), annals_api::Readiness::new());
+        world.router = annals_api::router(app);
+    }
+}
+
+/// CU-017: who may not see something is told what one is told who asks for what is not there.
+#[tokio::test]
+async fn what_is_not_yours_is_not_there() {
+    let world = World::new().await;
+    let f = Fixture::in_world(&world).await;
+    let other = world.other_tenant("globex").await;
+    let told = async |path: &str, id: &str| {
+        let answer = world.call("GET", path).token(&other).send().await;
+        (answer.status.as_u16(), answer.body.to_string().replace(id, "ID"))
+    };
+    let nobody = "0192f0c1-0000-7000-8000-000000000000";
+    let foreign = told(&format!("/Users/{}", f.u1), &f.u1).await;
+    assert_eq!((foreign.0, &foreign), (404, &told(&format!("/Users/{nobody}"), nobody).await));
+    let page = world.get("/Users?cursor&count=1").await;
+    let cursor = page.body["nextCursor"].as_str().unwrap();
+    let foreign = told(&format!("/Users?count=1&cursor={cursor}"), cursor).await;
+    assert_eq!((foreign.0, &foreign), (400, &told("/Users?count=1&cursor=forged", "forged").await));
 }

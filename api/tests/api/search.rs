@@ -184,6 +184,7 @@ async fn f45_projection_of_a_reference_check() {
     assert_eq!(answer.body["Resources"], json!([{"id": f.u1, "schemas": [USER, ENT]}]));
 }
 
+/// US-005, FI-021; SE-008: sensitive in a URI, refused in a body.
 #[tokio::test]
 async fn f60_a_password_is_no_question() {
     let world = World::new().await;
@@ -192,6 +193,7 @@ async fn f60_a_password_is_no_question() {
     world.post("/Users/.search", body).await.is_error(400, "invalidFilter");
 }
 
+/// RQ-003
 #[tokio::test]
 async fn f66_no_match_is_an_empty_list() {
     let world = World::new().await;
@@ -215,6 +217,7 @@ async fn f68_ten_thousand_parentheses_are_refused() {
     world.filter("/Users", &filter).await.is_error(400, "invalidFilter");
 }
 
+/// PG-001, PG-002, PG-004 to PG-006
 #[tokio::test]
 async fn x16_to_x18_pages() {
     let world = World::new().await;
@@ -244,6 +247,7 @@ async fn x16_to_x18_pages() {
     }
 }
 
+/// PG-004; CU-018: no page is larger than advertised.
 #[tokio::test]
 async fn x18_a_page_is_never_larger_than_advertised_and_pages_do_not_overlap() {
     let world = World::new().await;
@@ -271,6 +275,7 @@ async fn x39_x40_queries_as_entra_sends_them() {
     assert_eq!(world.get("/users/?filter=userName+eq+%22bo%22").await.ids(), [f.u2]);
 }
 
+/// RQ-007; RQ-008: the query string of a `.search` counts for nothing.
 #[tokio::test]
 async fn a_search_request_is_read_like_a_query() {
     let world = World::new().await;

@@ -42,6 +42,76 @@ async fn reactivate_on_create() {
     assert!(events.last().unwrap().cause.quirks.contains(&"reactivate-on-create".to_owned()));
 }
 
+/// `reactivate-on-create` in a bulk request: each create sees what the operations before it left, and
+/// references lead to the user who came back.
+#[tokio::test]
+async fn reactivate_on_create_in_bulk() {
+    let world = World::new().await;
+    let id = async |name: &str| world.user(name).await["id"].as_str().unwrap().to_owned();
+    let (ines, max, zoe) = (id("ines").await, id("max").await, id("zoe").await);
+    let suspend = json!([{"op": "replace", "path": "active", "value": false}]);
+    world.patch(&format!("/Users/{ines}"), suspend.clone()).await.is(200);
+    let post = |bulk_id: &str, name: &str| {
+        let data = json!({"schemas": [USER], "userName": name, "title": "Back"});
+        json!({"method": "POST", "path": "/Users", "bulkId": bulk_id, "data": data})
+    };
+    let request = |failed: Option<u32>, operations: serde_json::Value| {
+        let urn = "urn:ietf:params:scim:api:messages:2.0:BulkRequest";
+        json!({"schemas": [urn], "failOnErrors": failed, "Operations": operations})
+    };
+    let statuses = |answer: &crate::world::Answer| {
+        let entries = answer.is(200).body["Operations"].as_array().unwrap().clone();
+        entries.iter().map(|entry| entry["status"].as_str().unwrap().to_owned()).collect::<Vec<_>>().join(" ")
+    };
+    let off = world.post("/Bulk", request(None, json!([post("a", "INES"), post("b", "new0")]))).await;
+    assert_eq!(statuses(&off), "409 201");
+    switch(&world, Client::from(Profile::Generic).with(Quirk::ReactivateOnCreate, true)).await;
+    let patch = json!({"schemas": [crate::world::PATCH], "Operations": suspend});
+    let (member, group) = (
+        json!([{"value": "bulkId:i"}, {"value": "bulkId:m"}]),
+        "urn:ietf:params:scim:schemas:core:2.0:Group",
+    );
+    let operations = json!([
+        post("n", "new1"),
+        post("i", "INES"),
+        // Active until the next operation.
+        post("z", "zoe"),
+        {"method": "PATCH", "path": format!("/Users/{max}"), "data": patch},
+        post("m", "Max"),
+        // Just brought back.
+        post("again", "max"),
+        {"method": "DELETE", "path": format!("/Users/{zoe}")},
+        post("zz", "zoe"),
+        {"method": "POST", "path": "/Groups", "bulkId": "g",
+         "data": {"schemas": [group], "displayName": "Team", "members": member}},
+    ]);
+    let answer = world.post("/Bulk", request(None, operations)).await;
+    assert_eq!(statuses(&answer), "201 201 409 200 201 409 204 201 201");
+    let location =
+        |at: usize| answer.body["Operations"][at]["location"].as_str().unwrap_or_default().to_owned();
+    assert!(location(1).ends_with(&ines) && location(4).ends_with(&max), "{}", answer.body);
+    assert!(!location(7).ends_with(&zoe));
+    let group = location(8).rsplit('/').next().unwrap().to_owned();
+    let mut members = world.members(&group).await;
+    members.sort();
+    let mut expected = [ines.clone(), max.clone()];
+    expected.sort();
+    assert_eq!(members, expected);
+    for id in [&ines, &max] {
+        let user = world.get(&format!("/Users/{id}")).await;
+        assert_eq!((&user.is(200).body["active"], &user.body["title"]), (&json!(true), &json!("Back")));
+    }
+    let events = world.store.read_events(0, 100).await.expect("events");
+    let of_ines = events.iter().rfind(|event| event.stream.id.as_str() == ines).unwrap();
+    assert!(of_ines.cause.quirks.contains(&"reactivate-on-create".to_owned()));
+    assert_eq!(of_ines.cause.bulk_index, Some(1));
+    // Nothing beyond the last error allowed.
+    world.patch(&format!("/Users/{ines}"), suspend.clone()).await.is(200);
+    let stopped = world.post("/Bulk", request(Some(1), json!([post("m", "max"), post("i", "ines")]))).await;
+    assert_eq!(statuses(&stopped), "409");
+    assert_eq!(world.get(&format!("/Users/{ines}")).await.body["active"], false);
+}
+
 /// OK-002: the token alone is no credentials, whether it is valid or not, until the connection says so.
 #[tokio::test]
 async fn a_token_without_its_scheme() {

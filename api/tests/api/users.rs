@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use crate::world::{ENT, Fixture, USER, World};
 
+/// CR-002, X06
 #[tokio::test]
 async fn create_answers_with_the_whole_resource_and_its_name() {
     let world = World::new().await;
@@ -30,6 +31,7 @@ async fn create_answers_with_the_whole_resource_and_its_name() {
     assert_eq!(world.get(&format!("/Users/{id}")).await.body, answer.body);
 }
 
+/// CR-001; CR-002: the resource type is the endpoint's.
 #[tokio::test]
 async fn x01_read_only_values_of_a_create_are_ignored() {
     let world = World::new().await;
@@ -45,6 +47,7 @@ async fn x01_read_only_values_of_a_create_are_ignored() {
     assert_eq!(answer.body["meta"]["created"], "2026-01-01T00:00:00.000Z");
 }
 
+/// CR-009, DE-003: a deleted user's name is free at once.
 #[tokio::test]
 async fn x02_x03_a_user_name_is_unique_until_its_owner_is_deleted() {
     let world = World::new().await;
@@ -67,6 +70,7 @@ async fn x04_x05_a_create_without_a_name_or_without_a_body_is_refused() {
     assert_eq!(world.filter("/Users", "userName pr").await.ids().len(), 0);
 }
 
+/// DE-002
 #[tokio::test]
 async fn a_deleted_user_is_gone_for_every_operation() {
     let world = World::new().await;
@@ -84,6 +88,7 @@ async fn a_deleted_user_is_gone_for_every_operation() {
     assert!(world.get("/Users").await.ids().is_empty());
 }
 
+/// CS-003: the URN goes with the last attribute of the extension. PU-005: without a required attribute nothing changes.
 #[tokio::test]
 async fn x07_x08_put_replaces_all_but_active_and_password() {
     let world = World::new().await;
@@ -100,6 +105,7 @@ async fn x07_x08_put_replaces_all_but_active_and_password() {
     assert_eq!(world.get(&path).await.body["userName"], "anna");
 }
 
+/// EP-002
 #[tokio::test]
 async fn x09_put_of_an_unknown_id_creates_nothing() {
     let world = World::new().await;
@@ -109,6 +115,7 @@ async fn x09_put_of_an_unknown_id_creates_nothing() {
     assert_eq!(world.events().await, before);
 }
 
+/// PU-006: same body, same ETag, same `lastModified`, no event.
 #[tokio::test]
 async fn x10_put_of_what_get_returned_changes_nothing() {
     let world = World::new().await;
@@ -138,6 +145,7 @@ async fn x11_a_boolean_as_text_needs_a_tolerant_profile() {
     world.put(&format!("/Users/{id}"), body).await.is_error(400, "invalidValue");
 }
 
+/// CS-003: an extension of which nothing is left keeps its URN and shows no empty object. AT-002 to AT-004.
 #[tokio::test]
 async fn x12_to_x15_projection() {
     let world = World::new().await;
@@ -172,6 +180,7 @@ async fn projection_works_on_every_answer_with_a_resource() {
     assert_eq!(answer.body, json!({"schemas": [USER], "id": id, "userName": "bo"}));
 }
 
+/// CH-007: not even when it is asked for by name.
 #[tokio::test]
 async fn a_password_is_never_seen_again() {
     let world = World::new().await;
@@ -189,6 +198,7 @@ async fn a_password_is_never_seen_again() {
     }
 }
 
+/// US-001, US-002
 #[tokio::test]
 async fn groups_of_a_user_are_joined_at_read_and_no_part_of_its_version() {
     let world = World::new().await;
@@ -205,6 +215,7 @@ async fn groups_of_a_user_are_joined_at_read_and_no_part_of_its_version() {
         ])
     );
     assert_eq!(answer.header("etag"), "W/\"2\"");
+    assert_eq!(answer.body["meta"]["lastModified"], "2026-03-01T12:00:00.000Z", "before the groups came");
     assert_eq!(world.get(&format!("/Users/{}?attributes=userName", f.u1)).await.body["groups"], Value::Null);
     let only = world.get(&format!("/Users/{}?attributes=groups.display", f.u2)).await;
     assert_eq!(only.body["groups"].as_array().unwrap().len(), 2);
@@ -213,6 +224,7 @@ async fn groups_of_a_user_are_joined_at_read_and_no_part_of_its_version() {
     assert_eq!(world.get(&format!("/Users/{}", f.u1)).await.body["groups"], Value::Null);
 }
 
+/// DE-004, CS-030
 #[tokio::test]
 async fn a_manager_is_named_while_it_lives_and_left_out_when_it_is_deleted() {
     let world = World::new().await;
@@ -259,6 +271,7 @@ async fn x44_a_deactivated_user_stays_a_member_and_is_found() {
     assert_eq!(world.filter("/Users", "externalId eq \"E-1\"").await.ids(), [f.u1]);
 }
 
+/// CS-008
 #[tokio::test]
 async fn external_ids_are_unique_only_if_the_tenant_says_so() {
     use crate::world::options;

@@ -6,7 +6,7 @@
 //! again on what is there now. So the outcome is that of one operation after the other (BU-009), and nothing
 //! beyond `failOnErrors` is ever written (BU-004).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -78,6 +78,7 @@ impl Store {
             ids: plan.operations.iter().map(|operation| new_id(operation.method)).collect(),
             outcomes: plan.operations.iter().map(|_| None).collect(),
             replays: vec![None; plan.operations.len()],
+            reactivated: HashSet::new(),
             replay_met: false,
             operations_max: self.limits().batch_commits_max,
             fingerprint: None,
@@ -104,6 +105,8 @@ struct Run<'a, P> {
     outcomes: Vec<BulkOutcome>,
     /// The resources of operations that an earlier request carried out: their state is read at the end.
     replays: Vec<Option<ResourceId>>,
+    /// Operations whose id is that of a user they bring back (`reactivate-on-create`).
+    reactivated: HashSet<usize>,
     /// The writer met a commit of another request with the same key.
     replay_met: bool,
     /// Most operations to decide at once. It shrinks while chains stop early, so that nothing is decided
@@ -136,7 +139,16 @@ struct Draft {
     basis: Option<usize>,
     needs: Vec<usize>,
     conditional: bool,
+    again_if_taken: bool,
     verdict: Verdict,
+}
+
+/// A unit before it is decided.
+struct Prepared {
+    unit: usize,
+    requests: Vec<std::result::Result<Request, ScimError>>,
+    /// One of them brings an inactive user back instead of creating one (`reactivate-on-create`).
+    reactivates: bool,
 }
 
 enum Verdict {
@@ -375,27 +387,55 @@ where
                 continue;
             }
             operations += unit.operations.len();
-            let requests: Vec<_> = unit.operations.iter().map(|at| (self.prepare)(*at, &self.ids)).collect();
-            window.push((number, requests));
+            window.push(self.prepare_unit(number).await?);
         }
         // What a segment is decided by is looked at anew: the last one may have stopped because of it.
         self.store.registry_of(&self.bulk.tenant).await?;
         let states = self.read_states(&window).await?;
         let mut segment = Segment::default();
-        for (number, requests) in window {
-            if !self.decide_unit(&mut segment, &states, number, requests).await? {
+        for prepared in window {
+            if !self.decide_unit(&mut segment, &states, prepared).await? {
                 break;
             }
         }
         Ok(segment)
     }
 
+    /// Makes the commands of a unit. Where the connection wants it, a create of somebody who is there and
+    /// inactive becomes the replacement of that user, whose id everything else of the request gets to see.
+    async fn prepare_unit(&mut self, number: usize) -> Result<Prepared> {
+        let operations = &self.plan.units[number].operations;
+        let mut requests: Vec<_> = operations.iter().map(|at| (self.prepare)(*at, &self.ids)).collect();
+        let (mut brought_back, mut renamed) = (Vec::new(), false);
+        for (nth, at) in operations.iter().enumerate() {
+            let Some(request) = requests[nth].as_ref().ok().filter(|r| r.may_reactivate()) else { continue };
+            if let Some(instead) = self.store.reactivation(request).await? {
+                renamed |= self.ids[*at] != instead.id;
+                self.ids[*at] = instead.id;
+                self.reactivated.insert(*at);
+                brought_back.push(nth);
+            } else if self.reactivated.remove(at) {
+                // It was to bring somebody back who is active or gone by now.
+                self.ids[*at] = ResourceId::from_uuid(self.store.entropy().uuid_v7(self.store.now()));
+                renamed = true;
+            }
+        }
+        if renamed {
+            requests = operations.iter().map(|at| (self.prepare)(*at, &self.ids)).collect();
+        }
+        for nth in &brought_back {
+            if let Ok(request) = &requests[*nth]
+                && let Some(instead) = self.store.reactivation(request).await?
+            {
+                requests[*nth] = Ok(instead);
+            }
+        }
+        Ok(Prepared { unit: number, requests, reactivates: !brought_back.is_empty() })
+    }
+
     /// The states of all resources that are there to be changed, in one round trip.
-    async fn read_states(
-        &self,
-        window: &[(usize, Vec<std::result::Result<Request, ScimError>>)],
-    ) -> Result<HashMap<ResourceId, StateRow>> {
-        let requests = window.iter().flat_map(|(_, requests)| requests.iter().flatten());
+    async fn read_states(&self, window: &[Prepared]) -> Result<HashMap<ResourceId, StateRow>> {
+        let requests = window.iter().flat_map(|prepared| prepared.requests.iter().flatten());
         let present = requests.filter(|r| !matches!(r.command, Command::Create { .. }));
         let mut ids: Vec<ResourceId> = present
             .map(|r| r.id.clone())
@@ -412,16 +452,23 @@ where
         &mut self,
         segment: &mut Segment,
         states: &HashMap<ResourceId, StateRow>,
-        number: usize,
-        requests: Vec<std::result::Result<Request, ScimError>>,
+        prepared: Prepared,
     ) -> Result<bool> {
+        let Prepared { unit: number, requests, reactivates } = prepared;
         let unit = &self.plan.units[number];
         let item = segment.items.len();
         let left = match requests.as_slice() {
             [Ok(request)] => segment.left.get(&request.id),
             _ => None,
         };
-        let conditional = requests.iter().flatten().any(|r| matches!(r.if_match, IfMatch::Versions(_)));
+        // Who is inactive is known of what was committed only.
+        if reactivates && !segment.items.is_empty() {
+            return Ok(false);
+        }
+        let again_if_taken =
+            !segment.items.is_empty() && requests.iter().flatten().any(Request::may_reactivate);
+        let versions = |request: &Request| matches!(request.if_match, IfMatch::Versions(_));
+        let conditional = !reactivates && requests.iter().flatten().any(versions);
         if left.is_some_and(|left| left.state.is_none() || conditional) {
             return Ok(false);
         }
@@ -447,6 +494,8 @@ where
                     parts.push(part);
                     errors.push(None);
                 }
+                // Somebody else was faster: it is looked up again who that is now.
+                Err(StoreError::Refused(moved)) if reactivates && moved.status == 412 => return Ok(false),
                 Err(error @ StoreError::Refused(_)) => errors.push(Some(error)),
                 Err(error) => return Err(error),
             }
@@ -463,7 +512,7 @@ where
         };
         let needs = unit.needs.iter().filter_map(|at| segment.item_of.get(at).copied()).collect();
         segment.item_of.extend(unit.operations.iter().map(|at| (*at, item)));
-        segment.items.push(Draft { unit: number, basis, needs, conditional, verdict });
+        segment.items.push(Draft { unit: number, basis, needs, conditional, again_if_taken, verdict });
         Ok(true)
     }
 
@@ -515,6 +564,7 @@ where
                 needs: draft.needs,
                 operations: unit.operations.len(),
                 conditional: draft.conditional,
+                again_if_taken: draft.again_if_taken,
             });
             kept.push((draft.unit, draft.basis.map(|item| first_of[item]), what));
         }

@@ -91,6 +91,9 @@ pub(crate) struct Item {
     pub(crate) operations: usize,
     /// Whether another version than expected is the client's error (`If-Match`), or means "decide again".
     pub(crate) conditional: bool,
+    /// Whether a value in use means "decide again": an earlier item may have left it with somebody whom this
+    /// one brings back (`reactivate-on-create`).
+    pub(crate) again_if_taken: bool,
 }
 
 /// What is to be done for an item.
@@ -142,6 +145,7 @@ impl Chain {
                 (None, ItemWork::Commit(commit)) => match check(commit) {
                     Ok(receipt) => Outcome::Done(receipt),
                     Err(rejection) if rejection.is_stale(item.conditional) => break,
+                    Err(rejection) if rejection.is_taken() && item.again_if_taken => break,
                     Err(rejection) => Outcome::Rejected(rejection),
                 },
             };
@@ -181,7 +185,14 @@ mod tests {
     }
 
     fn item(work: ItemWork) -> Item {
-        Item { work, basis: None, needs: Vec::new(), operations: 1, conditional: false }
+        Item {
+            work,
+            basis: None,
+            needs: Vec::new(),
+            operations: 1,
+            conditional: false,
+            again_if_taken: false,
+        }
     }
 
     fn receipt() -> Receipt {
@@ -250,6 +261,11 @@ mod tests {
         let mut conditional = items();
         conditional[1].conditional = true;
         assert_eq!(walk(conditional, usize::MAX, &moved), ("djd".into(), vec![1, 2, 3]));
+        // Who has the name may be somebody to bring back.
+        let taken = [(2, Rejection::Taken { attribute: "userName".to_owned() })];
+        let mut hopeful = items();
+        hopeful[1].again_if_taken = true;
+        assert_eq!(walk(hopeful, usize::MAX, &taken), ("d".into(), vec![1, 2]));
         // Decided on the state that a refused item would have left.
         for work in [commit(3), ItemWork::Unchanged, ItemWork::Refused] {
             let after = Item { basis: Some(1), ..item(work) };

@@ -200,7 +200,16 @@ impl Rejection {
         match self {
             Rejection::Stale => true,
             Rejection::Moved => !conditional,
+            Rejection::InWrite { why, .. } => why.is_stale(conditional),
             _ => false,
+        }
+    }
+
+    /// Whether a unique value was in use.
+    pub(crate) fn is_taken(&self) -> bool {
+        match self {
+            Rejection::InWrite { why, .. } => why.is_taken(),
+            other => matches!(other, Rejection::Taken { .. }),
         }
     }
 }
