@@ -143,6 +143,8 @@ pub struct App {
     pub(crate) attempts: Arc<Attempts>,
     /// Requests without a valid token, by address.
     pub(crate) guesses: Arc<Buckets<IpAddr>>,
+    /// One verification of the journal at a time.
+    pub(crate) verifications: Arc<Semaphore>,
 }
 
 impl App {
@@ -154,7 +156,9 @@ impl App {
         let attempts = Arc::new(Attempts::new(&options));
         let minute = Duration::from_secs(60);
         let guesses = Arc::new(Buckets::new(options.token_failures_per_minute_max, minute, GUESSERS_MAX));
-        App { store, options: Arc::new(options), readiness, metrics: None, slots, rates, attempts, guesses }
+        let verifications = Arc::new(Semaphore::new(1));
+        let (options, metrics) = (Arc::new(options), None);
+        App { store, options, readiness, metrics, slots, rates, attempts, guesses, verifications }
     }
 
     /// The same, answering `/metrics` with what `render` returns.

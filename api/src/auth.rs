@@ -13,7 +13,7 @@ use annals_domain::ids::{ResourceId, TenantId};
 use annals_domain::scim::dialect::{Client, Dialect, Profile, Quirk};
 use annals_domain::scim::error::ScimError;
 use annals_domain::scim::schema::{Registry, ResourceType};
-use annals_domain::tenant::Scope;
+use annals_domain::tenant::{Scope, TenantSettings};
 use annals_store::IfMatch;
 use annals_store::tenants::{Authentication, Principal};
 use axum::extract::FromRequestParts;
@@ -23,6 +23,7 @@ use axum::http::{HeaderMap, StatusCode};
 use secrecy::SecretString;
 
 use crate::app::{App, Peer};
+use crate::bounds::Bounds;
 use crate::error::{ApiError, AuthError, Result};
 use crate::extract::{Query, base_of, path_param};
 use crate::layers::{RequestContext, Respelt};
@@ -56,6 +57,11 @@ impl Caller {
     /// How the client's requests are read.
     pub(crate) fn client(&self) -> &Client {
         &self.principal.connection.client
+    }
+
+    /// The bounds of the tenant's requests.
+    pub(crate) fn bounds(&self, app: &App) -> Bounds {
+        Bounds::of(&app.options, &self.principal.settings)
     }
 
     /// A dialect for this request.
@@ -154,6 +160,8 @@ pub(crate) struct Visitor {
     pub(crate) base: Arc<str>,
     /// The schemas of the tenant that the token or the path names, or what every tenant has.
     pub(crate) registry: Arc<Registry>,
+    /// The settings of that tenant.
+    pub(crate) settings: TenantSettings,
 }
 
 impl FromRequestParts<App> for Visitor {
@@ -163,19 +171,20 @@ impl FromRequestParts<App> for Visitor {
         if caller.is_none() && !app.options.discovery_public {
             return Err(no_credentials());
         }
-        let (base, registry) = match &caller {
-            Some(caller) => (caller.base.clone(), caller.registry.clone()),
+        let (base, registry, settings) = match &caller {
+            Some(caller) => (caller.base.clone(), caller.registry.clone(), caller.principal.settings.clone()),
             None => {
                 let tenant =
                     path_param(parts, "tenant").await?.and_then(|tenant| TenantId::new(&tenant).ok());
-                let registry = match tenant {
-                    Some(tenant) => app.store.registry_of(&tenant).await?,
-                    None => Registry::standard(),
+                let (registry, known) = match tenant {
+                    Some(tenant) => (app.store.registry_of(&tenant).await?, app.store.tenant(&tenant).await?),
+                    None => (Registry::standard(), None),
                 };
-                (base_of(parts, &app.options).await?, registry)
+                let settings = known.map(|tenant| tenant.settings.clone()).unwrap_or_default();
+                (base_of(parts, &app.options).await?, registry, settings)
             }
         };
-        Ok(Visitor { caller, base, registry })
+        Ok(Visitor { caller, base, registry, settings })
     }
 }
 

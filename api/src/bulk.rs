@@ -34,7 +34,7 @@ pub(crate) async fn bulk(
     let idempotency = idempotency(&line, Some(&body.digest))?;
     let registry = caller.registry.clone();
     let mut dialect = caller.dialect();
-    let plan = Arc::new(plan(&registry, body.json, app.options.bulk_operations_max, &mut dialect)?);
+    let plan = Arc::new(plan(&registry, body.json, caller.bounds(&app).bulk_operations_max, &mut dialect)?);
     let job = Job { app: &app, caller: &caller, registry: &registry, plan: &plan, dialect };
     let bulk = Bulk {
         tenant: caller.tenant().clone(),

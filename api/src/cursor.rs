@@ -66,7 +66,7 @@ impl Cursor {
         total: u64,
         after: Place,
     ) -> Result<String> {
-        let lifetime_ms = i64::try_from(app.options.cursor_lifetime.as_millis()).unwrap_or(i64::MAX);
+        let lifetime_ms = i64::try_from(caller.bounds(app).cursor_lifetime.as_millis()).unwrap_or(i64::MAX);
         let expires = Timestamp(app.store.now().0.saturating_add(lifetime_ms));
         let cursor = Cursor { form: FORM, expires, binding, count, total, after };
         let plain =

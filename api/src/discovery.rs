@@ -1,6 +1,7 @@
 //! What clients ask before anything else: ServiceProviderConfig, ResourceTypes, Schemas (RFC 7644 §4).
 //! Only what really works is advertised (CFG-001).
 
+use annals_domain::scim::dialect::Quirk;
 use annals_domain::scim::message::list_response;
 use annals_domain::scim::schema::{GROUP, ResourceType, Schema};
 use axum::extract::FromRequestParts;
@@ -14,6 +15,7 @@ use sha2::{Digest, Sha256};
 
 use crate::app::App;
 use crate::auth::Visitor;
+use crate::bounds::Bounds;
 use crate::error::{ApiError, Result};
 use crate::extract::{Query, none_match_hits, path_param};
 use crate::respond;
@@ -36,26 +38,28 @@ pub(crate) async fn config(
     query: Query,
 ) -> Result<Response> {
     refuse_filter(&query)?;
-    let options = &app.options;
-    let body = json!({
+    let bounds = Bounds::of(&app.options, &visitor.settings);
+    let ignores_passwords =
+        visitor.caller.as_ref().is_some_and(|caller| caller.client().has(Quirk::IgnoreClientPasswords));
+    let mut body = json!({
         "schemas": ["urn:ietf:params:scim:schemas:core:2.0:ServiceProviderConfig"],
         "patch": { "supported": true },
         "bulk": {
-            "supported": options.bulk_operations_max > 0,
-            "maxOperations": options.bulk_operations_max,
-            "maxPayloadSize": options.bulk_body_bytes_max,
+            "supported": bounds.bulk_operations_max > 0,
+            "maxOperations": bounds.bulk_operations_max,
+            "maxPayloadSize": bounds.bulk_body_bytes_max,
         },
-        "filter": { "supported": true, "maxResults": options.page_resources_max },
-        "changePassword": { "supported": true },
+        "filter": { "supported": true, "maxResults": bounds.page_resources_max },
+        "changePassword": { "supported": !ignores_passwords },
         "sort": { "supported": true },
         "etag": { "supported": true },
         "pagination": {
             "cursor": true,
             "index": true,
             "defaultPaginationMethod": "index",
-            "defaultPageSize": options.page_resources_default,
-            "maxPageSize": options.page_resources_max,
-            "cursorTimeout": options.cursor_lifetime.as_secs().max(1),
+            "defaultPageSize": bounds.page_resources_default,
+            "maxPageSize": bounds.page_resources_max,
+            "cursorTimeout": bounds.cursor_lifetime.as_secs().max(1),
         },
         "authenticationSchemes": [{
             "type": "oauthbearertoken",
@@ -65,6 +69,9 @@ pub(crate) async fn config(
             "primary": true,
         }],
     });
+    if let Some(uri) = &visitor.settings.documentation_uri {
+        body["documentationUri"] = json!(uri);
+    }
     let path = "/ServiceProviderConfig";
     Ok(answer(&headers, &visitor, path, with_meta(body, "ServiceProviderConfig", &visitor, path)))
 }

@@ -20,6 +20,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::app::{ApiOptions, App};
+use crate::auth::{authenticate, no_credentials};
 use crate::auth::{refuse_respelt, registry};
 use crate::error::{ApiError, Result};
 use crate::json;
@@ -266,12 +267,14 @@ pub(crate) struct BulkBody(pub(crate) ScimBody);
 impl FromRequest<App> for BulkBody {
     type Rejection = ApiError;
     async fn from_request(request: Request, app: &App) -> Result<Self> {
-        if app.options.bulk_operations_max == 0 {
+        let (mut parts, body) = request.into_parts();
+        let caller = authenticate(&mut parts, app).await?.ok_or_else(no_credentials)?;
+        let bounds = caller.bounds(app);
+        if bounds.bulk_operations_max == 0 {
             let detail = "bulk requests are not supported; see ServiceProviderConfig";
             return Err(ApiError::status(501, detail));
         }
-        let (parts, body) = request.into_parts();
-        let bytes_max = app.options.bulk_body_bytes_max;
+        let bytes_max = bounds.bulk_body_bytes_max;
         Ok(BulkBody(ScimBody::read(&parts.headers, body, app, bytes_max, "maxPayloadSize").await?))
     }
 }

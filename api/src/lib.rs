@@ -7,6 +7,7 @@
 mod admin;
 mod app;
 mod auth;
+mod bounds;
 mod bulk;
 mod cursor;
 mod discovery;
@@ -16,6 +17,7 @@ mod health;
 mod json;
 mod layers;
 mod me;
+mod openapi;
 mod rates;
 mod resources;
 mod respond;
@@ -35,6 +37,7 @@ use tower::{ServiceBuilder, ServiceExt};
 use tower_http::sensitive_headers::SetSensitiveRequestHeadersLayer;
 
 pub use app::{ApiOptions, App, Peer, Readiness, RenderMetrics};
+pub use openapi::openapi;
 
 use auth::Visitor;
 use error::ApiError;
@@ -77,6 +80,17 @@ fn health_routes() -> Router<App> {
         .route("/metrics", get(health::metrics))
 }
 
+/// What neither SCIM nor administration is: the paths with their methods, for tests that must not miss one.
+pub fn other_routes() -> Vec<(&'static str, &'static [&'static str])> {
+    vec![
+        ("/health/live", &["GET"]),
+        ("/health/ready", &["GET"]),
+        ("/metrics", &["GET"]),
+        ("/openapi.json", &["GET"]),
+        ("/auth/v1/verify-password", &["POST"]),
+    ]
+}
+
 /// Health and metrics alone, for processes without SCIM.
 pub fn health_router(app: App) -> Router {
     health_routes().fallback(unknown_path).method_not_allowed_fallback(wrong_method).with_state(app)
@@ -96,6 +110,7 @@ pub fn router(app: App) -> Router {
     let (admin, _) = admin::routes().split_for_parts();
     let admin = admin.layer(from_fn_with_state(app.clone(), layers::admit));
     let routes = health_routes()
+        .route("/openapi.json", get(openapi::serve))
         .merge(auth)
         .merge(admin)
         .nest("/scim/v2", scim.clone())

@@ -256,9 +256,10 @@ async fn answer(app: &App, caller: &Caller, types: Vec<Arc<ResourceType>>, ask: 
     }
     // Below 1 is 1, below 0 is 0 (PG-001, PG-002); beyond the page's bound is the bound (PG-004).
     let start = usize::try_from(ask.start_index.unwrap_or(1).max(1)).unwrap_or(usize::MAX);
-    let page_max = app.options.page_resources_max;
+    let bounds = caller.bounds(app);
+    let page_max = bounds.page_resources_max;
     let count = match ask.count {
-        None => app.options.page_resources_default.min(page_max),
+        None => bounds.page_resources_default,
         Some(count) => usize::try_from(count.max(0)).unwrap_or(usize::MAX).min(page_max),
     };
     let binding = ask.binding(caller, &parts);

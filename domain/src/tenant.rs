@@ -4,15 +4,19 @@
 //! [`Event`](crate::event::Event)s; only their
 //! content is typed here. They are no resources: no endpoint serves them, no read model holds them.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use secrecy::SecretString;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use crate::clock::Timestamp;
+use crate::clock::{Entropy, Timestamp};
 use crate::definition::{ResourceTypeDefinition, SchemaDefinition};
 use crate::event::StreamId;
 use crate::ids::{AppId, ConnectionId, ResourceId, TenantId};
 use crate::scim::dialect::Client;
+use crate::scim::error::ScimError;
 use crate::scim::resource::Document;
 
 /// A kind of administrative entity.
@@ -105,6 +109,62 @@ pub struct TenantSettings {
     pub sealed_bus: bool,
     /// Fewest characters of a password; 0 and 1 = every password (US-004).
     pub password_characters_min: u32,
+    /// Most operations of a bulk request, if fewer than the server takes anyway; 0 = no bulk requests.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bulk_operations_max: Option<u32>,
+    /// Largest body of a bulk request in bytes, if smaller than what the server takes anyway.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1)]
+    pub bulk_body_bytes_max: Option<u32>,
+    /// Resources on a page if the client names no `count`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1)]
+    pub page_resources_default: Option<u32>,
+    /// Most resources on a page, if fewer than the server gives anyway.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1)]
+    pub page_resources_max: Option<u32>,
+    /// How long a cursor can be used in seconds, if shorter than the server allows anyway.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1)]
+    pub cursor_lifetime_s: Option<u32>,
+    /// Where the tenant's clients find help: `documentationUri` of ServiceProviderConfig.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(pattern = "^https?://[!-~]+$", max_length = 2048)]
+    pub documentation_uri: Option<String>,
+}
+
+impl TenantSettings {
+    /// Whether every setting has a sense.
+    ///
+    /// # Errors
+    /// 400, naming the setting.
+    pub fn check(&self) -> Result<(), ScimError> {
+        let bounds = [
+            ("bulkBodyBytesMax", self.bulk_body_bytes_max),
+            ("pageResourcesDefault", self.page_resources_default),
+            ("pageResourcesMax", self.page_resources_max),
+            ("cursorLifetimeS", self.cursor_lifetime_s),
+        ];
+        if let Some((name, _)) = bounds.into_iter().find(|(_, bound)| *bound == Some(0)) {
+            return Err(ScimError::invalid_value(format!("{name} must be at least 1")));
+        }
+        self.documentation_uri.as_deref().map_or(Ok(()), |uri| check_url("documentationUri", uri))
+    }
+}
+
+/// Longest URL that is kept, in bytes.
+const URL_BYTES_MAX: usize = 2_048;
+
+fn check_url(name: &str, url: &str) -> Result<(), ScimError> {
+    let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
+    let legal = rest.is_some_and(|rest| !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_graphic()));
+    if !legal || url.len() > URL_BYTES_MAX {
+        return Err(ScimError::invalid_value(format!(
+            "{name} must be a URL with http or https, of at most {URL_BYTES_MAX} bytes"
+        )));
+    }
+    Ok(())
 }
 
 /// A connection: one identity provider.
@@ -193,8 +253,10 @@ pub enum Driver {
     #[serde(rename_all = "camelCase")]
     Scim {
         /// Base URL, such as `https://app.example/scim/v2`.
+        #[schema(pattern = "^https?://[!-~]+$", max_length = 2048)]
         base_url: String,
         /// Most members named in one request.
+        #[schema(minimum = 1, maximum = 10000)]
         #[serde(default = "members_per_request")]
         members_per_request_max: usize,
     },
@@ -202,8 +264,19 @@ pub enum Driver {
     #[serde(rename_all = "camelCase")]
     Webhook {
         /// Where to POST.
+        #[schema(pattern = "^https?://[!-~]+$", max_length = 2048)]
         url: String,
     },
+}
+
+/// Random bytes of a webhook's secret.
+const WEBHOOK_SECRET_BYTES: usize = 32;
+
+/// A signing secret for a new webhook, as Standard Webhooks writes it: `whsec_` and base64.
+pub fn generate_webhook_secret(entropy: &dyn Entropy) -> SecretString {
+    let mut bytes = [0; WEBHOOK_SECRET_BYTES];
+    entropy.fill(&mut bytes);
+    SecretString::from(format!("whsec_{}", STANDARD.encode(bytes)))
 }
 
 fn members_per_request() -> usize {
@@ -225,6 +298,7 @@ pub struct App {
     #[serde(default)]
     pub paused: bool,
     /// Most requests in flight at once.
+    #[schema(minimum = 1, maximum = 1000)]
     #[serde(default = "concurrency")]
     pub concurrency_max: usize,
     /// Most requests a second; 0 = no limit.
@@ -234,4 +308,32 @@ pub struct App {
 
 fn concurrency() -> usize {
     8
+}
+
+/// Most requests in flight at once that can be asked for.
+const CONCURRENCY_MAX: usize = 1_000;
+/// Most members in one request that can be asked for.
+const MEMBERS_PER_REQUEST_MAX: usize = 10_000;
+
+impl App {
+    /// Whether it can be fed at all.
+    ///
+    /// # Errors
+    /// 400, naming the member.
+    pub fn check(&self) -> Result<(), ScimError> {
+        match &self.driver {
+            Driver::Scim { base_url, members_per_request_max } => {
+                check_url("baseUrl", base_url)?;
+                if !(1..=MEMBERS_PER_REQUEST_MAX).contains(members_per_request_max) {
+                    let detail = format!("membersPerRequestMax must be 1 to {MEMBERS_PER_REQUEST_MAX}");
+                    return Err(ScimError::invalid_value(detail));
+                }
+            }
+            Driver::Webhook { url } => check_url("url", url)?,
+        }
+        if !(1..=CONCURRENCY_MAX).contains(&self.concurrency_max) {
+            return Err(ScimError::invalid_value(format!("concurrencyMax must be 1 to {CONCURRENCY_MAX}")));
+        }
+        Ok(())
+    }
 }

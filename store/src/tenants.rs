@@ -194,6 +194,7 @@ impl Store {
         if id.as_str() == OPERATORS {
             return Err(refused(format!("the tenant {OPERATORS} holds the tokens of operators")));
         }
+        settings.check()?;
         let tenant = Tenant { id: id.clone(), settings };
         self.create_entity(id, id.as_str(), tenant, by.into(), Change::of("create")).await
     }
@@ -216,11 +217,16 @@ impl Store {
         &self,
         id: &TenantId,
         by: impl Into<By>,
-        edit: impl FnMut(Tenant) -> Result<Tenant>,
+        mut edit: impl FnMut(Tenant) -> Result<Tenant>,
     ) -> Result<Stored<Tenant>> {
         if self.tenant_entity(id).await?.is_none() {
             return Err(StoreError::NoTenant(id.clone()));
         }
+        let edit = |tenant: Tenant| {
+            let after = edit(tenant)?;
+            after.settings.check()?;
+            Ok(after)
+        };
         self.edit_entity(id, id.as_str(), by.into(), None, edit).await
     }
 
@@ -500,6 +506,7 @@ impl Store {
         by: impl Into<By>,
     ) -> Result<Stored<App>> {
         self.must_exist(tenant).await?;
+        app.check()?;
         let key = app.id.clone();
         let mut change = Change::of("create");
         change.secrets.push(self.credential(tenant, key.as_str(), &credential).await?);
@@ -529,8 +536,13 @@ impl Store {
         id: &AppId,
         credential: Option<SecretString>,
         by: impl Into<By>,
-        edit: impl FnMut(App) -> Result<App>,
+        mut edit: impl FnMut(App) -> Result<App>,
     ) -> Result<Stored<App>> {
+        let edit = |app: App| {
+            let after = edit(app)?;
+            after.check()?;
+            Ok(after)
+        };
         self.edit_entity(tenant, id.as_str(), by.into(), credential.as_ref(), edit).await
     }
 

@@ -17,7 +17,6 @@ use annals_bus::BusError;
 use annals_store::StoreError;
 
 pub use deliver::{Deliverer, WorkerOptions};
-pub use drivers::webhook::generate_webhook_secret;
 pub use http::HttpError;
 pub use janitor::Janitor;
 pub use plan::Planner;

@@ -4,7 +4,7 @@ use std::io::Read as _;
 use std::path::PathBuf;
 
 use annals_domain::ids::{AppId, TenantId};
-use annals_domain::tenant::{App, Driver};
+use annals_domain::tenant::{App, Driver, generate_webhook_secret};
 use annals_store::Store;
 use anyhow::{Context, bail};
 use clap::Subcommand;
@@ -159,7 +159,7 @@ fn credential_for(store: &Store, driver: &Driver, file: Option<PathBuf>) -> anyh
     match (file, driver) {
         (Some(file), _) => read_credential(&file),
         (None, Driver::Webhook { .. }) => {
-            let secret = annals_workers::generate_webhook_secret(&**store.entropy());
+            let secret = generate_webhook_secret(&**store.entropy());
             eprintln!("Signing secret (Standard Webhooks). It is shown this once:");
             println!("{}", secret.expose_secret());
             Ok(secret)

@@ -50,6 +50,24 @@ pub(crate) struct Settings {
     /// Fewest characters of a password; 0 = every password is taken.
     #[arg(long, value_name = "CHARACTERS", default_value_t = 0)]
     password_characters_min: u32,
+    /// Most operations of a bulk request, if fewer than the server takes anyway; 0 = no bulk requests.
+    #[arg(long)]
+    bulk_operations_max: Option<u32>,
+    /// Largest body of a bulk request in bytes, if smaller than what the server takes anyway.
+    #[arg(long)]
+    bulk_body_bytes_max: Option<u32>,
+    /// Resources on a page if the client names no count.
+    #[arg(long)]
+    page_resources_default: Option<u32>,
+    /// Most resources on a page, if fewer than the server gives anyway.
+    #[arg(long)]
+    page_resources_max: Option<u32>,
+    /// How long a cursor can be used in seconds, if shorter than the server allows anyway.
+    #[arg(long)]
+    cursor_lifetime_s: Option<u32>,
+    /// Where the tenant's clients find help.
+    #[arg(long)]
+    documentation_uri: Option<String>,
 }
 
 impl From<Settings> for TenantSettings {
@@ -61,6 +79,12 @@ impl From<Settings> for TenantSettings {
             filtered_root_queries: s.filtered_root_queries,
             sealed_bus: s.sealed_bus,
             password_characters_min: s.password_characters_min,
+            bulk_operations_max: s.bulk_operations_max,
+            bulk_body_bytes_max: s.bulk_body_bytes_max,
+            page_resources_default: s.page_resources_default,
+            page_resources_max: s.page_resources_max,
+            cursor_lifetime_s: s.cursor_lifetime_s,
+            documentation_uri: s.documentation_uri,
         }
     }
 }

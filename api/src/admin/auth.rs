@@ -61,6 +61,12 @@ impl Administrator {
         }
     }
 
+    /// Writes down what is no event, with the token that did it.
+    pub(crate) fn log(&self, what: &str) {
+        let (token, holder) = (&self.principal.token_id, self.principal.connection.id.as_str());
+        tracing::info!(token, holder, "{what}");
+    }
+
     /// The absolute URI of a path below [`super::BASE`].
     pub(crate) fn location(&self, path: &str) -> String {
         format!("{}{}{path}", self.origin, super::BASE)

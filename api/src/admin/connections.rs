@@ -1,7 +1,7 @@
 //! Connections: the identity providers of a tenant, with client profile and switches.
 
 use annals_domain::ids::ConnectionId;
-use annals_domain::scim::dialect::{Client, Profile, Switches};
+use annals_domain::scim::dialect::{Client, Profile, Switches, switches_schema};
 use annals_domain::tenant::Connection;
 use annals_store::StoreError;
 use axum::extract::State;
@@ -26,6 +26,7 @@ pub(crate) struct NewConnection {
     profile: Profile,
     /// What differs from the profile: docs/client-profiles.md.
     #[serde(default)]
+    #[schema(schema_with = switches_schema, required = false)]
     switches: Switches,
 }
 

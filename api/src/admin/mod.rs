@@ -5,19 +5,22 @@
 //! versions and lists page by page.
 
 mod answer;
+mod apps;
 mod auth;
 mod connections;
 mod definitions;
+mod deliveries;
 mod doc;
 mod extract;
 mod problem;
+mod status;
 mod tenants;
 mod tokens;
 
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-pub(crate) use problem::{is_below, settle_error};
+pub(crate) use problem::{Problem, is_below, settle_error};
 
 use crate::app::App;
 
@@ -37,6 +40,17 @@ pub(crate) fn routes() -> OpenApiRouter<App> {
         .routes(routes!(definitions::get_type, definitions::put_type, definitions::retire_type))
         .routes(routes!(tokens::list, tokens::issue))
         .routes(routes!(tokens::get, tokens::revoke))
+        .routes(routes!(apps::list, apps::create))
+        .routes(routes!(apps::get, apps::change, apps::delete))
+        .routes(routes!(apps::set_credential))
+        .routes(routes!(apps::replay))
+        .routes(routes!(apps::status))
+        .routes(routes!(deliveries::list))
+        .routes(routes!(deliveries::redrive))
+        .routes(routes!(deliveries::get))
+        .routes(routes!(status::all))
+        .routes(routes!(status::of_tenant))
+        .routes(routes!(status::verify))
         .routes(routes!(tokens::list_operators, tokens::issue_operator))
         .routes(routes!(tokens::get_operator, tokens::revoke_operator));
     OpenApiRouter::new().nest(BASE, below)

@@ -276,3 +276,136 @@ async fn operators_make_and_end_each_others_tokens() {
     assert_eq!(world.admin(&operator, "DELETE", &path, Value::Null).await.status, 204);
     world.admin(&operator, "GET", &path, Value::Null).await.is_problem(404);
 }
+
+#[tokio::test]
+async fn an_app_is_added_paused_given_a_credential_replayed_and_removed() {
+    let world = World::new().await;
+    let own = world.token_with(vec![Scope::Admin], None).await;
+    let path = "/tenants/acme/apps";
+    for (body, detail) in [
+        (json!({"id": "hr", "driver": {"kind": "scim", "baseUrl": "https://hr.test"}}), "credential"),
+        (json!({"id": "hr", "driver": {"kind": "webhook", "url": "gopher://x"}}), "url"),
+        (json!({"id": "hr", "driver": {"kind": "fax"}}), "fax"),
+        (
+            json!({"id": "hr", "driver": {"kind": "webhook", "url": "https://x"}, "concurrencyMax": 0}),
+            "concurrencyMax",
+        ),
+        (
+            json!({"id": "hr", "driver": {"kind": "webhook", "url": "https://x"}, "credential": "a b"}),
+            "credential",
+        ),
+    ] {
+        let answer = world.admin(&own, "POST", path, body).await;
+        answer.is_problem(400);
+        assert!(answer.detail().contains(detail), "{}", answer.detail());
+    }
+    let hook = json!({"id": "hook", "driver": {"kind": "webhook", "url": "https://hook.test/in"}});
+    let made = world.admin(&own, "POST", path, hook).await;
+    let secret = made.is(201).body["credential"].as_str().unwrap().to_owned();
+    assert!(secret.starts_with("whsec_"));
+    let hr = json!({"id": "hr", "driver": {"kind": "scim", "baseUrl": "https://hr.test/scim/v2"},
+        "credential": "s3cr3t-of-hr", "resourceTypes": ["User"]});
+    let made = world.admin(&own, "POST", path, hr).await;
+    assert_eq!(made.is(201).body.get("credential"), None);
+    assert_eq!(made.body["driver"]["membersPerRequestMax"], 100);
+
+    let all = world.admin(&own, "GET", path, Value::Null).await;
+    assert_eq!(names(&all), ["hook", "hr"]);
+    let text = all.body.to_string();
+    assert!(!text.contains("s3cr3t-of-hr") && !text.contains(&secret), "credentials never come out");
+
+    let paused = world.admin(&own, "PATCH", "/tenants/acme/apps/hr", json!({"paused": true})).await;
+    assert_eq!((&paused.is(200).body["paused"], &paused.body["version"]), (&json!(true), &json!(2)));
+    world.admin(&own, "PATCH", "/tenants/acme/apps/hr", json!({"paused": false})).await.is(200);
+    let credential = json!({"credential": "another"});
+    world.admin(&own, "PUT", "/tenants/acme/apps/hr/credential", credential).await.is(204);
+    let app = annals_domain::ids::AppId::new("hr").unwrap();
+    assert_eq!(world.store.app_credential(&world.tenant, &app).await.unwrap().expose_secret(), "another");
+    let status = world.admin(&own, "GET", "/tenants/acme/apps/hr/status", Value::Null).await;
+    assert_eq!(status.is(200).body, json!({"failures": 0}));
+    world.admin(&own, "POST", "/tenants/acme/apps/hr/replay", json!({"force": true})).await.is(202);
+
+    for (method, below, body) in [
+        ("GET", "nope", Value::Null),
+        ("PATCH", "nope", json!({})),
+        ("PUT", "nope/credential", json!({"credential": "x"})),
+        ("POST", "nope/replay", json!({})),
+        ("GET", "nope/status", Value::Null),
+        ("DELETE", "nope", Value::Null),
+    ] {
+        world.admin(&own, method, &format!("/tenants/acme/apps/{below}"), body).await.is_problem(404);
+    }
+    assert_eq!(world.admin(&own, "DELETE", "/tenants/acme/apps/hr", Value::Null).await.status, 204);
+    world.admin(&own, "GET", "/tenants/acme/apps/hr", Value::Null).await.is_problem(404);
+}
+
+#[tokio::test]
+async fn deliveries_are_listed_shown_and_given_another_try() {
+    use annals_domain::ids::{AppId, ResourceId};
+    use annals_store::lanes::{LaneKey, LaneKind, LaneWish};
+
+    let world = World::new().await;
+    let own = world.token_with(vec![Scope::Admin], None).await;
+    let hook = json!({"id": "hook", "driver": {"kind": "webhook", "url": "https://hook.test/in"}});
+    world.admin(&own, "POST", "/tenants/acme/apps", hook).await.is(201);
+    // As the planner does.
+    let app = AppId::new("hook").unwrap();
+    let wish = |n: usize| LaneWish {
+        key: LaneKey {
+            tenant: world.tenant.clone(),
+            app: app.clone(),
+            id: ResourceId::from_text(&format!("u{n}")),
+        },
+        resource_type: "User".into(),
+        kind: LaneKind::Log,
+        first_version: 1,
+        version: 1,
+        position: 1,
+        deleted: false,
+    };
+    let at = world.store.planner_checkpoint().await.unwrap();
+    let head = world.store.head().await.unwrap();
+    let wishes: Vec<LaneWish> = (0..3).map(wish).collect();
+    world.store.plan(at.position, head.position, &wishes, &[]).await.unwrap();
+
+    let path = "/tenants/acme/deliveries";
+    let first = world.admin(&own, "GET", &format!("{path}?limit=2&app=hook&state=due"), Value::Null).await;
+    assert_eq!(names(first.is(200)), ["u0", "u1"]);
+    let next = first.body["nextCursor"].as_str().unwrap();
+    let second = world.admin(&own, "GET", &format!("{path}?limit=2&cursor={next}"), Value::Null).await;
+    assert_eq!(names(second.is(200)), ["u2"]);
+    assert_eq!(names(&world.admin(&own, "GET", &format!("{path}?id=u1"), Value::Null).await), ["u1"]);
+    for bad in ["state=lost", "app=No", "cursor=61"] {
+        world.admin(&own, "GET", &format!("{path}?{bad}"), Value::Null).await.is_problem(400);
+    }
+    let one = world.admin(&own, "GET", &format!("{path}/hook/u1"), Value::Null).await;
+    assert_eq!(one.is(200).body["lastAttempts"], json!([]));
+    assert_eq!((&one.body["state"], &one.body["wantedVersion"]), (&json!("due"), &json!(1)));
+    world.admin(&own, "GET", &format!("{path}/hook/nobody"), Value::Null).await.is_problem(404);
+    let none = world.admin(&own, "POST", &format!("{path}/redrive"), json!({"app": "hook"})).await;
+    assert_eq!(none.is(200).body, json!({"redriven": 0}), "none is in quarantine");
+
+    let stranger = world.other_tenant("beta").await;
+    world.admin(&stranger, "GET", path, Value::Null).await.is_problem(403);
+}
+
+#[tokio::test]
+async fn status_and_proof_are_for_operators() {
+    let world = World::new().await;
+    world.user("ada").await;
+    let operator = world.operator().await;
+    let own = world.token_with(vec![Scope::Admin], None).await;
+    let position = world.events().await;
+    let status = world.admin(&operator, "GET", "/status", Value::Null).await;
+    assert_eq!(status.is(200).body["journal"]["position"], position);
+    assert_eq!(status.body["deliveries"]["lagPositions"], position, "nobody plans here");
+    assert_eq!(status.body["readModel"]["rebuildNeeded"], false);
+    let mine = world.admin(&own, "GET", "/tenants/acme/status", Value::Null).await;
+    assert_eq!(mine.is(200).body["deliveriesArePlanned"], false);
+    let seen = world.admin(&operator, "POST", "/audit/verify", Value::Null).await;
+    assert_eq!((&seen.is(200).body["sound"], &seen.body["events"]), (&json!(true), &json!(position)));
+    assert_eq!(seen.body["findings"], json!([]));
+    for (method, path) in [("GET", "/status"), ("POST", "/audit/verify")] {
+        world.admin(&own, method, path, Value::Null).await.is_problem(403);
+    }
+}

@@ -4,6 +4,8 @@ mod admin;
 mod auth;
 mod bulk;
 mod cases;
+mod config;
+mod contract;
 mod dialect_entra;
 mod dialect_okta;
 mod discovery;

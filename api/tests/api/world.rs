@@ -296,7 +296,10 @@ impl Call<'_> {
         self
     }
     pub(crate) async fn send(self) -> Answer {
-        Answer::of(self.respond().await).await
+        let (method, uri) = (self.method.to_string(), self.uri.clone());
+        let answer = Answer::of(self.respond().await).await;
+        crate::contract::check(&method, &uri, &answer);
+        answer
     }
     /// The response with its body unread.
     pub(crate) async fn respond(mut self) -> Response<Body> {

@@ -7,13 +7,15 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{Object, ObjectBuilder, Schema, Type};
 
 use super::schema::{ENTERPRISE_USER, ResourceType};
 
 macro_rules! named {
     ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $text:literal,)* }) => {
         $(#[$doc])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         pub enum $name {
             $($(#[$vdoc])* #[serde(rename = $text)] $variant,)*
         }
@@ -27,6 +29,16 @@ macro_rules! named {
                 match self { $(Self::$variant => $text),* }
             }
         }
+
+        // utoipa does not see names that a macro passes on.
+        impl utoipa::PartialSchema for $name {
+            fn schema() -> RefOr<Schema> {
+                let names = Self::ALL.iter().map(|value| value.as_str());
+                ObjectBuilder::new().schema_type(Type::String).enum_values(Some(names)).into()
+            }
+        }
+
+        impl ToSchema for $name {}
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -182,6 +194,16 @@ impl Profile {
 /// Quirks switched by an administrator, whatever the profile says.
 pub type Switches = BTreeMap<Quirk, bool>;
 
+/// [`Switches`] as OpenAPI describes them.
+pub fn switches_schema() -> Object {
+    let on = ObjectBuilder::new().schema_type(Type::Boolean);
+    ObjectBuilder::new()
+        .description(Some("What differs from the profile"))
+        .additional_properties(Some(on))
+        .property_names(Some(<Quirk as utoipa::PartialSchema>::schema()))
+        .build()
+}
+
 /// How a connection's requests are read: a profile, and what its administrator switched.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Client {
@@ -189,6 +211,7 @@ pub struct Client {
     pub profile: Profile,
     /// What differs from it.
     #[serde(default, skip_serializing_if = "Switches::is_empty")]
+    #[schema(schema_with = switches_schema, required = false)]
     pub switches: Switches,
 }
 

@@ -1,15 +1,12 @@
 //! Webhooks: every event of an entity, one after the other, as a CloudEvent signed by Standard Webhooks.
 
-use annals_domain::clock::Entropy;
 use annals_domain::event::{Body, Recorded};
 use annals_domain::scim::schema::Registry;
 use annals_domain::upcast::SCHEMA_VERSION;
 use annals_store::lanes::{LaneKind, Outcome};
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use reqwest::{Method, Url};
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::ExposeSecret;
 use serde_json::{Map, Value, json};
 use standardwebhooks::Webhook;
 
@@ -21,15 +18,6 @@ use crate::http::secret_header;
 const EVENTS_PER_RUN: usize = 100;
 /// Events read at once.
 const PAGE_EVENTS: usize = 25;
-/// Random bytes of a secret.
-const SECRET_BYTES: usize = 32;
-
-/// A signing secret for a new webhook, as Standard Webhooks writes it: `whsec_` and base64.
-pub fn generate_webhook_secret(entropy: &dyn Entropy) -> SecretString {
-    let mut bytes = [0; SECRET_BYTES];
-    entropy.fill(&mut bytes);
-    SecretString::from(format!("whsec_{}", STANDARD.encode(bytes)))
-}
 
 /// An event as a receiver gets it: CloudEvents 1.0, structured. The attributes are those of the bus
 /// (`docs/events.md`); `data` is the published payload with the entity, its version, who and why.
@@ -208,12 +196,12 @@ mod tests {
     #[test]
     fn a_generated_secret_can_sign() {
         struct Fixed;
-        impl Entropy for Fixed {
+        impl annals_domain::clock::Entropy for Fixed {
             fn fill(&self, bytes: &mut [u8]) {
                 bytes.fill(0x5a);
             }
         }
-        let secret = generate_webhook_secret(&Fixed);
+        let secret = annals_domain::tenant::generate_webhook_secret(&Fixed);
         assert!(secret.expose_secret().starts_with("whsec_"));
         assert!(Webhook::new(secret.expose_secret()).is_ok());
     }
