@@ -31,6 +31,8 @@ pub(crate) struct Config {
     pub nats: NatsConfig,
     /// What leaves the house.
     pub workers: WorkersConfig,
+    /// What is proven.
+    pub audit: AuditConfig,
     /// What is told.
     pub log: LogConfig,
 }
@@ -193,6 +195,21 @@ pub(crate) struct WorkersConfig {
 impl Default for WorkersConfig {
     fn default() -> Self {
         WorkersConfig { allow_private: false, concurrency_max: 32, request_timeout_s: 60 }
+    }
+}
+
+/// `[audit]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct AuditConfig {
+    /// How often a checkpoint of the journal is signed while there are new events, in seconds; 0 = only on
+    /// demand.
+    pub checkpoint_interval_s: u64,
+}
+
+impl Default for AuditConfig {
+    fn default() -> Self {
+        AuditConfig { checkpoint_interval_s: 300 }
     }
 }
 

@@ -15,8 +15,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use commands::{
-    app, audit, bench, connection, deliveries, doctor, erase, events, operator, rebuild, schema, serve,
-    tenant,
+    app, audit, bench, connection, deliveries, doctor, erase, events, operator, rebuild, recover, schema,
+    serve, tenant,
 };
 use config::Config;
 
@@ -81,6 +81,8 @@ enum Command {
     Events(events::Command),
     /// Rebuilds the read model beside the live one, compares, and switches.
     Rebuild,
+    /// Goes on after an older backup of the journal was restored. Says what it would do; does it on demand.
+    Recover(recover::Args),
     /// Erases a person for good: deletes the user, records it, destroys the key of their history.
     Erase(erase::Args),
     /// Proof that history was not touched.
@@ -130,6 +132,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Deliveries(command) => deliveries::run(&config, command).await?,
         Command::Events(command) => events::run(&config, command).await?,
         Command::Rebuild => rebuild::run(&config).await?,
+        Command::Recover(args) => recover::run(&config, args).await?,
         Command::Erase(args) => erase::run(&config, args).await?,
         Command::Audit(command) => return audit::run(&config, command).await,
         Command::Bench(command) => bench::run(&config, command).await?,

@@ -7,7 +7,7 @@ use annals_api::ApiOptions;
 use annals_bus::{Feed, JetStreamFeed, JournalFeed, Nats, NatsOptions, Progress};
 use annals_projector::{Projector, Relay};
 use annals_store::Store;
-use annals_workers::{Deliverer, Janitor, Planner, WorkerOptions};
+use annals_workers::{Deliverer, Janitor, Notary, Planner, WorkerOptions};
 use anyhow::Context;
 
 use crate::config::Config;
@@ -17,7 +17,8 @@ use crate::server::Bounds;
 /// How long events gather for the read model while no query waits for them.
 const GATHER: Duration = Duration::from_millis(40);
 
-/// Starts the relay and the projector, and the planner, the deliverer and the janitor.
+/// Starts the relay and the projector, and the planner, the deliverer, the janitor and the
+/// notary.
 pub(crate) async fn start_parts(
     lifecycle: &mut Lifecycle,
     config: &Config,
@@ -35,6 +36,10 @@ pub(crate) async fn start_parts(
         let projector = Projector::new(store.clone(), feed).with_gather(GATHER);
         lifecycle.drive("projector", ProjectorPart(projector, store.clone()));
         lifecycle.drive("janitor", JanitorPart(Janitor::new(store.clone())));
+        if config.audit.checkpoint_interval_s > 0 {
+            let interval = Duration::from_secs(config.audit.checkpoint_interval_s);
+            lifecycle.drive("notary", NotaryPart(Notary::new(store.clone(), interval)));
+        }
     }
     if worker {
         let feed = feed(store, nats.as_ref(), "planner");
@@ -126,6 +131,7 @@ parts! {
     RelayPart(Relay);
     PlannerPart(Planner);
     JanitorPart(Janitor);
+    NotaryPart(Notary);
 }
 
 /// The projector, woken when a query waits for it.

@@ -14,7 +14,7 @@ use utoipa::ToSchema;
 use crate::clock::{Entropy, Timestamp};
 use crate::definition::{ResourceTypeDefinition, SchemaDefinition};
 use crate::event::StreamId;
-use crate::ids::{AppId, ConnectionId, ResourceId, TenantId};
+use crate::ids::{AppId, ConnectionId, Position, ResourceId, TenantId};
 use crate::scim::dialect::Client;
 use crate::scim::error::ScimError;
 use crate::scim::resource::Document;
@@ -66,6 +66,27 @@ impl Entity for ResourceTypeDefinition {
     const TYPE: &'static str = "ResourceType";
 }
 
+/// How the journal goes on after an older backup of it was restored: one for each tenant, so that whoever
+/// reads a tenant's events alone is told, too (D5).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Journal {
+    /// The journal's epoch from here on.
+    pub epoch: i64,
+    /// The last position that means the same as before. What was above it is withdrawn, and its positions
+    /// are given anew.
+    pub base: Position,
+}
+
+impl Journal {
+    /// The one there is in each tenant.
+    pub const KEY: &'static str = "history";
+}
+
+impl Entity for Journal {
+    const TYPE: &'static str = "Journal";
+}
+
 /// Name of the tenant that holds the tokens of the installation's operators, one connection for each
 /// operator. It is made with the first of them; no other tenant can have its name, and no SCIM client
 /// belongs to it.
@@ -73,7 +94,7 @@ pub const OPERATORS: &str = "annals";
 
 /// Whether a type name belongs to administration rather than to SCIM.
 pub fn is_administrative(resource_type: &str) -> bool {
-    [Tenant::TYPE, Connection::TYPE, Token::TYPE, App::TYPE].contains(&resource_type)
+    [Tenant::TYPE, Connection::TYPE, Token::TYPE, App::TYPE, Journal::TYPE].contains(&resource_type)
         || is_definition(resource_type)
 }
 

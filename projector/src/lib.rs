@@ -5,6 +5,7 @@
 
 mod project;
 mod rebuild;
+pub mod recover;
 mod relay;
 
 use annals_bus::BusError;

@@ -84,7 +84,12 @@ impl Projector {
             self.health = None;
             // A checkpoint that was just read and lies ahead of the journal: the journal was restored.
             if let (false, ProjectorError::Feed(BusError::Diverged { reason })) = (remembered, error) {
-                self.store.halt(&format!("the journal was restored to an earlier point: {reason}")).await?;
+                self.store
+                    .halt(&format!(
+                        "the journal was restored to an earlier point: {reason}; an operator must run \
+                         `annals recover`"
+                    ))
+                    .await?;
             }
         }
         stepped

@@ -35,7 +35,7 @@ pub const WINDOW_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// What headers and subject add to a payload, roughly, in bytes.
 const ENVELOPE_BYTES: usize = 1_500;
 const WINDOW_MESSAGES_MIN: usize = 16;
-const LEASE_NAME: &str = "relay";
+pub(crate) const LEASE_NAME: &str = "relay";
 const LEASE_TTL: Duration = Duration::from_secs(10);
 const LEASE_RENEWAL_MS: i64 = 3_000;
 const STANDBY_MS: i64 = 2_500;
@@ -337,13 +337,19 @@ impl Relay {
     /// Stops writes: no position may be given twice in an epoch.
     async fn diverged<T>(&self, reason: &str) -> Result<T> {
         let reason = format!("stream {}: {reason}", self.nats.stream_name());
-        self.store.halt(&reason).await?;
+        self.store.halt(&format!("{reason}; an operator must run `annals recover`")).await?;
         Err(BusError::Diverged { reason })
     }
 }
 
 async fn lowest_checkpoint(store: Store) -> annals_store::Result<Position> {
-    let model = store.model_checkpoint().await?;
-    let planner = store.planner_checkpoint().await?.position;
-    Ok(model.min(planner))
+    let (model, planner) = (store.model_health().await?, store.planner_checkpoint().await?);
+    let (mut lowest, epoch) = (model.checkpoint.min(planner.position), store.head().await?.epoch);
+    if !model.answers || planner.epoch < epoch {
+        // A reader of an older epoch goes back to where the positions mean the same, or begins anew.
+        if let Some(base) = store.base_since(0).await? {
+            lowest = lowest.min(base);
+        }
+    }
+    Ok(lowest)
 }

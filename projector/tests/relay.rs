@@ -10,8 +10,10 @@ use std::time::{Duration, Instant};
 
 use annals_bus::nats::{NatsError, Stop};
 use annals_bus::{BusError, Nats, NatsOptions, Progress, message};
+use annals_domain::event::Actor;
 use annals_domain::ids::Position;
 use annals_domain::scim::schema::Registry;
+use annals_projector::recover::{drop_tail, survey};
 use annals_projector::{LowestCheckpoint, Relay};
 use annals_store::{Store, StoreError};
 use annals_testkit::child::wait_for;
@@ -374,4 +376,68 @@ async fn no_server_is_an_error_within_the_time_out() {
     let refused = relay(&journal.store, &nats, "test").step().await.unwrap_err();
     assert!(matches!(refused, BusError::Nats(NatsError::Unreachable { .. })), "{refused:?}");
     assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+}
+
+/// D5: an older backup is restored; `recover` goes on without the lost tail, in a new epoch, and whoever
+/// reads the bus is told.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restored_journal_goes_on_in_a_new_epoch() {
+    for (goes_on, binary) in
+        [false, true].into_iter().flat_map(|on| binaries().into_iter().map(move |b| (on, b)))
+    {
+        let mut scaled = Scaled::on(&binary).await;
+        let backed_up = users(scaled.store(), 10).await;
+        scaled.mirror().await;
+        let backup = tempfile::tempdir().unwrap();
+        scaled.store().close().await;
+        copy_folder(scaled.journal.dir.path(), backup.path());
+        let store = open_store(scaled.journal.dir.path()).await;
+        let lost = users(&store, 7).await;
+        mirror(&mut relay(&store, &scaled.nats, "test"), &store, &scaled.nats).await;
+        store.close().await;
+
+        let restored = open_store(backup.path()).await;
+        let actor = Actor::operator("ada");
+        if goes_on {
+            // Before any relay looked, others were written at the lost positions.
+            users(&restored, 3).await;
+        }
+        assert!(relay(&restored, &scaled.nats, "one").step().await.is_err());
+        assert!(halted(&restored).await.is_some_and(|reason| reason.contains("annals recover")));
+
+        // It says what it would do, and changes nothing.
+        let before = (scaled.nats.stream().await.unwrap(), restored.head().await.unwrap());
+        let seen = survey(&restored, Some(&scaled.nats)).await.unwrap();
+        assert_eq!((scaled.nats.stream().await.unwrap(), restored.head().await.unwrap()), before);
+        assert!(seen.is_needed());
+        assert_eq!(seen.base(), backed_up);
+        let stream = seen.stream.clone().unwrap();
+        assert_eq!((stream.common, stream.last), (backed_up, lost));
+        let created = ("acme".to_owned(), "user.created".to_owned());
+        assert_eq!(stream.lost, [(created, 7)].into_iter().collect());
+
+        // A relay that holds its lease does not give way; without one it is done.
+        assert!(restored.try_lease("relay", "busy", Duration::from_secs(60)).await.unwrap());
+        assert!(drop_tail(&restored, Some(&scaled.nats), &seen, &actor).await.is_err());
+        restored.release_lease("relay", "busy").await.unwrap();
+        assert_eq!(drop_tail(&restored, Some(&scaled.nats), &seen, &actor).await.unwrap(), 2);
+        assert_eq!(halted(&restored).await, None);
+        assert!(drop_tail(&restored, Some(&scaled.nats), &seen, &actor).await.is_err(), "not twice");
+
+        // Writes and the relay go on, and the bus has what the journal has after the last common position.
+        let head = users(&restored, 2).await;
+        let mut relay = relay(&restored, &scaled.nats, "two");
+        while relay.step().await.unwrap().done > 0 {}
+        let seen = survey(&restored, Some(&scaled.nats)).await.unwrap();
+        assert!(!seen.is_needed(), "{seen:?}");
+        let info = scaled.nats.stream().await.unwrap().unwrap();
+        assert_eq!(info.messages, (head - backed_up) as u64);
+        let told = restored.read_events(backed_up, 100).await.unwrap();
+        let told = told.iter().find(|event| event.kind == "journal.created").unwrap();
+        let annals_domain::event::Body::Open(body) = &told.body else { panic!("it is open") };
+        assert_eq!(body.payload(), json!({ "document": { "epoch": 2, "base": backed_up } }));
+        assert_eq!(restored.base_since(1).await.unwrap(), Some(backed_up));
+        assert_eq!(restored.base_since(2).await.unwrap(), None);
+        assert_eq!(restored.verify().await.unwrap().findings, []);
+    }
 }

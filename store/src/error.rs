@@ -70,6 +70,9 @@ pub enum StoreError {
     /// Writes are stopped until an operator recovers the journal (D5).
     #[error("writes are stopped: {0}")]
     Halted(String),
+    /// An export could not be written.
+    #[error("writing the export failed")]
+    Export(#[source] std::io::Error),
     /// The decision was no; this is for the client.
     #[error(transparent)]
     Refused(#[from] ScimError),

@@ -305,6 +305,16 @@ impl Keys {
         Ok(keys)
     }
 
+    /// Seals something of the installation itself with the root key.
+    pub(crate) fn seal_by_root(&self, aad: &str, plain: &[u8]) -> Result<Vec<u8>> {
+        self.shared.root.0.seal(aad, plain, &*self.shared.entropy)
+    }
+
+    /// Opens what [`Keys::seal_by_root`] sealed.
+    pub(crate) fn open_by_root(&self, aad: &str, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>> {
+        self.shared.root.0.open(aad, sealed).map(Zeroizing::new)
+    }
+
     /// A key for a new person. It is durable already.
     pub(crate) async fn take(&self, tenant: &TenantId) -> Result<SubjectKey> {
         if let Some(key) = self.take_made(tenant) {

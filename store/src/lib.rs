@@ -4,6 +4,7 @@
 //! truth), the keys, the read models and the delivery lanes. Two back ends, SQLite and PostgreSQL, run
 //! the same SQL; [`backend`] lists every difference.
 
+pub mod audit;
 pub mod backend;
 pub mod bench;
 pub mod error;

@@ -12,7 +12,6 @@ use annals_domain::scim::dialect::Profile;
 use annals_domain::scim::error::ScimError;
 use annals_domain::scim::resource::{Document, diff};
 use annals_domain::tenant::{App, Connection, Entity, OPERATORS, Scope, Tenant, TenantSettings, Token};
-use annals_domain::upcast::SCHEMA_VERSION;
 use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
@@ -21,11 +20,11 @@ use crate::Store;
 use crate::backend::{Area, Sql, sql};
 use crate::error::{Result, StoreError};
 use crate::execute::{Header, IfMatch};
-use crate::journal::append::{event_payload, tenant_id};
+use crate::journal::append::tenant_id;
 use crate::journal::read::{STATE_COLUMNS, StateRow, secret_aad};
 use crate::journal::{
-    AppendError, BodyParts, Commit, Expect, NewEvent, Receipt, SecretWrite, StateWrite, StreamReceipt,
-    StreamWrite, TokenWrite,
+    AppendError, Commit, Expect, NewEvent, Receipt, SecretWrite, StateWrite, StreamReceipt, StreamWrite,
+    TokenWrite,
 };
 
 /// How long tenants, apps and tokens may be remembered (D13).
@@ -736,23 +735,8 @@ impl Store {
         };
         let cause = Cause { operation: change.operation.to_owned(), ..by.cause.clone() };
         let header = Header::of(&by.actor, &cause)?;
-        let kind = event.kind(E::TYPE);
         let event_id = self.entropy().uuid_v7(self.now());
-        let payload = event_payload(&event);
-        let body_hash = BodyParts {
-            event_id: &event_id.hyphenated().to_string(),
-            tenant: tenant.as_str(),
-            resource_type: E::TYPE,
-            id: stream.id.as_str(),
-            kind: &kind,
-            schema_version: SCHEMA_VERSION,
-            actor: &header.actor,
-            cause: &header.cause,
-            key_id: None,
-            payload: &payload,
-        }
-        .hash()
-        .to_vec();
+        let event = NewEvent::plain(event_id, tenant, &stream, &event, &header);
         let state = match &document {
             Some(document) => {
                 let document =
@@ -765,7 +749,7 @@ impl Store {
             cause: None,
             stream: stream.clone(),
             expect: before.map_or(Expect::Absent, |state| Expect::Version(state.version)),
-            events: vec![NewEvent { event_id, kind, key_id: None, payload, body_hash }],
+            events: vec![event],
             state,
             lookups_add: Vec::new(),
             lookups_remove: Vec::new(),

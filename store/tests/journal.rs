@@ -1,130 +1,23 @@
 //! The journal's contract: one suite, run on SQLite and on PostgreSQL.
 
-use std::collections::BTreeSet;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+mod common;
 
-use annals_domain::clock::{Clock, Entropy, Timestamp};
-use annals_domain::event::{Actor, Body, Cause, Event};
+use std::collections::BTreeSet;
+
+use annals_domain::clock::{Clock, Timestamp};
+use annals_domain::event::{Actor, Body, Event};
 use annals_domain::ids::{ConnectionId, ResourceId, TenantId};
 use annals_domain::resource::Command;
 use annals_domain::scim::dialect::{Dialect, Profile};
 use annals_domain::scim::patch::parse_request;
-use annals_domain::scim::schema::Registry;
 use annals_domain::tenant::{App, Connection, Driver, Scope, TenantSettings};
 use annals_domain::view::LookupKind;
 use annals_store::tenants::Authentication;
-use annals_store::{
-    Database, Executed, Idempotency, IfMatch, Limits, Request, RootKey, Store, StoreError, StoreOptions,
-};
+use annals_store::{Database, Executed, Idempotency, IfMatch, Store, StoreError};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Value, json};
 
-struct TestClock(AtomicI64);
-impl Clock for TestClock {
-    fn now(&self) -> Timestamp {
-        Timestamp(self.0.load(Ordering::SeqCst))
-    }
-}
-
-/// Distinct, repeatable bytes: splitmix64 over a counter.
-struct Counter(AtomicU64);
-impl Entropy for Counter {
-    fn fill(&self, bytes: &mut [u8]) {
-        for chunk in bytes.chunks_mut(8) {
-            let mut z = self.0.fetch_add(0x9E37_79B9_7F4A_7C15, Ordering::SeqCst);
-            z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-            z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-            chunk.copy_from_slice(&(z ^ (z >> 31)).to_le_bytes()[..chunk.len()]);
-        }
-    }
-}
-
-struct Fixture {
-    store: Store,
-    clock: Arc<TestClock>,
-    database: Database,
-    _dir: Option<tempfile::TempDir>,
-}
-
-const ROOT: [u8; 32] = [7; 32];
-
-impl Fixture {
-    async fn sqlite() -> Fixture {
-        let dir = tempfile::tempdir().unwrap();
-        Fixture::open(Database::Sqlite { dir: dir.path().to_owned() }, Some(dir)).await
-    }
-
-    async fn postgres() -> Fixture {
-        let url = annals_testkit::postgres::shared().await.create_database().await.unwrap();
-        Fixture::open(Database::Postgres { url, connections_max: 8 }, None).await
-    }
-
-    async fn open(database: Database, dir: Option<tempfile::TempDir>) -> Fixture {
-        let clock = Arc::new(TestClock(AtomicI64::new(1_767_225_600_000)));
-        let store = open(&database, clock.clone(), 1).await;
-        store.migrate().await.unwrap();
-        store.create_tenant(&acme(), TenantSettings::default(), Actor::system("test")).await.unwrap();
-        Fixture { store, clock, database, _dir: dir }
-    }
-
-    /// A second process on the same data.
-    async fn another(&self) -> Store {
-        open(&self.database, self.clock.clone(), 0x5EED).await
-    }
-}
-
-async fn open(database: &Database, clock: Arc<TestClock>, seed: u64) -> Store {
-    Store::open(StoreOptions {
-        database: database.clone(),
-        root_key: RootKey::from_bytes(ROOT),
-        clock,
-        entropy: Arc::new(Counter(AtomicU64::new(seed))),
-        limits: Limits::default(),
-    })
-    .await
-    .unwrap()
-}
-
-fn acme() -> TenantId {
-    TenantId::new("acme").unwrap()
-}
-
-fn request(resource_type: &str, id: &ResourceId, command: Command) -> Request {
-    Request {
-        tenant: acme(),
-        resource_type: Registry::standard().resource_type(resource_type).unwrap().clone(),
-        id: id.clone(),
-        command,
-        if_match: IfMatch::Absent,
-        actor: Actor::system("test"),
-        cause: Cause::default(),
-        connection: Some(ConnectionId::new("idp").unwrap()),
-        settings: TenantSettings::default(),
-        group_name_unique: false,
-        idempotency: None,
-        deadline: None,
-    }
-}
-
-fn new_id(store: &Store) -> ResourceId {
-    ResourceId::from_uuid(store.entropy().uuid_v7(store.now()))
-}
-
-async fn create(store: &Store, resource_type: &str, body: Value) -> Result<Executed, StoreError> {
-    let id = new_id(store);
-    let command = Command::Create { id: id.clone(), body, client: Profile::Generic.into() };
-    store.execute(request(resource_type, &id, command)).await
-}
-
-async fn user(store: &Store, name: &str) -> ResourceId {
-    create(store, "User", json!({ "userName": name })).await.unwrap().state.id
-}
-
-async fn group(store: &Store, name: &str, members: &[&ResourceId]) -> ResourceId {
-    let members: Vec<Value> = members.iter().map(|id| json!({ "value": id.as_str() })).collect();
-    create(store, "Group", json!({ "displayName": name, "members": members })).await.unwrap().state.id
-}
+use common::{Fixture, acme, contract, create, group, new_id, request, user};
 
 fn patch_command(id: &ResourceId, operations: Value) -> Command {
     let body =
@@ -164,20 +57,6 @@ async fn assert_sound(store: &Store) {
     assert_eq!(seen.events, store.head().await.unwrap().position);
 }
 
-/// Each check is a function of a fixture; the macro runs it on every back end.
-macro_rules! contract {
-    ($($name:ident)*) => {
-        mod on_sqlite {
-            $(#[tokio::test(flavor = "multi_thread")]
-            async fn $name() { super::$name(super::Fixture::sqlite().await).await })*
-        }
-        mod on_postgres {
-            $(#[tokio::test(flavor = "multi_thread")]
-            async fn $name() { super::$name(super::Fixture::postgres().await).await })*
-        }
-    };
-}
-
 #[path = "journal/bulk.rs"]
 mod bulk;
 
@@ -204,6 +83,7 @@ contract! {
     a_put_replaces_the_members
     oversized_changes_are_refused
     halted_journals_refuse_writes
+    a_restored_journal_goes_on_in_a_new_epoch
     an_erased_person_cannot_be_read_by_anyone
 }
 
@@ -356,7 +236,7 @@ async fn stale_versions_are_refused_with_if_match_and_retried_without(f: Fixture
 async fn a_no_op_writes_nothing(f: Fixture) {
     let store = &f.store;
     let id = create(store, "User", json!({"userName": "a", "title": "T"})).await.unwrap().state.id;
-    f.clock.0.fetch_add(1_000, Ordering::SeqCst);
+    f.clock.advance(1_000);
     let before = store.state(&acme(), &id).await.unwrap().unwrap();
     let same = json!([{"op": "replace", "path": "title", "value": "X"}, {"op": "replace", "path": "title", "value": "T"}]);
     let done = patch(store, "User", &id, same).await.unwrap();
@@ -499,7 +379,7 @@ async fn tokens_are_found_by_their_digest_only(f: Fixture) {
     );
     let wrong = SecretString::from(issued.secret.expose_secret().replace("annals_", "annals_0"));
     assert_eq!(store.authenticate(&wrong).await.unwrap(), Authentication::Unknown);
-    f.clock.0.fetch_add(60_000, Ordering::SeqCst);
+    f.clock.advance(60_000);
     assert!(matches!(store.authenticate(&issued.secret).await.unwrap(), Authentication::Expired(_)));
     assert!(matches!(store.authenticate(&next.secret).await.unwrap(), Authentication::Valid(_)));
     store.revoke_token(&acme(), &issued.id, Actor::system("test")).await.unwrap();
@@ -547,7 +427,7 @@ async fn leases_are_exclusive_until_they_end(f: Fixture) {
     assert!(store.try_lease("relay", "a", ttl).await.unwrap());
     assert!(!store.try_lease("relay", "b", ttl).await.unwrap());
     assert!(store.try_lease("relay", "a", ttl).await.unwrap(), "renewed");
-    f.clock.0.fetch_add(10_000, Ordering::SeqCst);
+    f.clock.advance(10_000);
     assert!(store.try_lease("relay", "b", ttl).await.unwrap(), "taken over");
     store.release_lease("relay", "b").await.unwrap();
     assert!(store.try_lease("relay", "a", ttl).await.unwrap(), "given back");
@@ -555,7 +435,7 @@ async fn leases_are_exclusive_until_they_end(f: Fixture) {
 
 async fn time_never_falls(f: Fixture) {
     user(&f.store, "a").await;
-    f.clock.0.fetch_sub(3_600_000, Ordering::SeqCst);
+    f.clock.advance(-3_600_000);
     user(&f.store, "b").await;
     let times: Vec<Timestamp> = f.store.read_events(0, 10).await.unwrap().iter().map(|e| e.at).collect();
     assert!(times.is_sorted(), "{times:?}");
@@ -613,6 +493,35 @@ async fn halted_journals_refuse_writes(f: Fixture) {
     let error = create(&f.store, "User", json!({"userName": "a"})).await.unwrap_err();
     assert!(matches!(&error, StoreError::Halted(reason) if reason.contains("ahead")), "{error:?}");
     assert_eq!(f.store.head().await.unwrap().halted.as_deref(), Some("the stream is ahead of the journal"));
+}
+
+/// D5: (epoch, position) is never given twice, and each tenant is told.
+async fn a_restored_journal_goes_on_in_a_new_epoch(f: Fixture) {
+    let store = &f.store;
+    let other = TenantId::new("other").unwrap();
+    store.create_tenant(&other, TenantSettings::default(), Actor::system("test")).await.unwrap();
+    user(store, "a").await;
+    store.halt("the stream is ahead of the journal").await.unwrap();
+    let actor = Actor::operator("ada");
+    assert!(store.open_journal_epoch(1, 4, &actor).await.is_err(), "a base beyond the end");
+    assert!(store.open_journal_epoch(2, 3, &actor).await.is_err(), "another epoch");
+    assert!(store.head().await.unwrap().halted.is_some(), "a refusal changes nothing");
+
+    assert_eq!(store.open_journal_epoch(1, 2, &actor).await.unwrap(), 2);
+    let head = store.head().await.unwrap();
+    assert_eq!((head.epoch, head.position, head.halted), (2, 5, None));
+    let told = store.read_events(3, 10).await.unwrap();
+    let about: Vec<_> = told.iter().map(|event| (event.tenant.as_str(), event.kind.as_str())).collect();
+    assert_eq!(about, [("acme", "journal.created"), ("other", "journal.created")]);
+    assert!(told.iter().all(|event| event.actor == actor && event.cause.operation == "recover"));
+    user(store, "b").await;
+
+    // A second time, further on: readers of the first epoch go back to the lowest base.
+    assert_eq!(store.open_journal_epoch(2, 6, &actor).await.unwrap(), 3);
+    assert_eq!(store.read_events(6, 1).await.unwrap()[0].kind, "journal.changed");
+    let bases = [store.base_since(1), store.base_since(2), store.base_since(3)];
+    assert_eq!(futures::future::try_join_all(bases).await.unwrap(), [Some(2), Some(6), None]);
+    assert_sound(store).await;
 }
 
 async fn an_erased_person_cannot_be_read_by_anyone(f: Fixture) {

@@ -1,5 +1,5 @@
 //! What leaves the house (D12): the planner raises lanes, the deliverer works on them, the janitor
-//! finishes deletes.
+//! finishes deletes, the notary signs the journal.
 //!
 //! Each is driven by its `step`; none loops by itself. What an answer means ([`delivery`]), when to try
 //! again ([`retry`]) and which requests bring a target up to date ([`drivers`]) is decided without I/O.
@@ -11,6 +11,7 @@ pub mod retry;
 
 mod deliver;
 mod janitor;
+mod notary;
 mod plan;
 
 use annals_bus::BusError;
@@ -19,6 +20,7 @@ use annals_store::StoreError;
 pub use deliver::{Deliverer, WorkerOptions};
 pub use http::HttpError;
 pub use janitor::Janitor;
+pub use notary::Notary;
 pub use plan::Planner;
 
 /// What stops a step. The caller tries again later.

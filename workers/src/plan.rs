@@ -105,7 +105,9 @@ impl Planner {
                 planned = checkpoint.position,
                 "the journal was restored: comparing every target again"
             );
-            self.store.follow_epoch(checkpoint, head.epoch, head.position).await?;
+            // Whoever wrote in the new epoch already did so above its base.
+            let base = self.store.base_since(checkpoint.epoch).await?.unwrap_or(head.position);
+            self.store.follow_epoch(checkpoint, head.epoch, base).await?;
             checkpoint = self.store.planner_checkpoint().await?;
         }
         // After the checkpoint: what it covers must be in there.

@@ -10,6 +10,7 @@ pub(crate) mod erase;
 pub(crate) mod events;
 pub(crate) mod operator;
 pub(crate) mod rebuild;
+pub(crate) mod recover;
 pub(crate) mod schema;
 pub(crate) mod serve;
 pub(crate) mod tenant;

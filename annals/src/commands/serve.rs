@@ -63,6 +63,9 @@ pub(crate) async fn run(config: Config, roles: Roles) -> anyhow::Result<()> {
         (true, Some(listener)) => first_start(&config, &store, listener).await?,
         _ => None,
     };
+    if let Some(reason) = store.head().await?.halted {
+        tracing::error!(reason, "writes are stopped: see what `annals recover` says");
+    }
     let mut lifecycle = Lifecycle::new()?;
     let readiness = Readiness::new();
     wiring::start_parts(&mut lifecycle, &config, &store, roles.projector, roles.worker).await?;

@@ -142,3 +142,16 @@ CREATE TABLE journal.lease (
     owner       TEXT COLLATE "C" NOT NULL,
     until       BIGINT NOT NULL
 );
+
+CREATE TABLE journal.checkpoint (
+    size        BIGINT PRIMARY KEY,               -- position of the last event it covers
+    edge        BYTEA NOT NULL,                 -- right edge of the Merkle tree, to go on from
+    note        TEXT COLLATE "C" NOT NULL,              -- the signed checkpoint as it is handed out
+    at          BIGINT NOT NULL
+);
+
+CREATE TABLE journal.recovery (                      -- how each journal epoch after the first began (D5)
+    epoch       BIGINT PRIMARY KEY,
+    base        BIGINT NOT NULL,                  -- positions above it were given anew
+    at          BIGINT NOT NULL
+);

@@ -15,3 +15,14 @@ CREATE TABLE keys.subject_key (
     destroyed   BIGINT,
     CHECK ((wrapped IS NULL) = (destroyed IS NOT NULL))
 );
+
+CREATE TABLE keys.audit_key (
+    number      BIGINT PRIMARY KEY,
+    origin      TEXT COLLATE "C" NOT NULL,               -- the log's name in checkpoints
+    public      BYTEA NOT NULL,
+    wrapped     BYTEA,                            -- by the root key; null once another key follows
+    introduced  TEXT COLLATE "C",                        -- the statement of the key before it
+    made        BIGINT NOT NULL,
+    retired     BIGINT,
+    CHECK ((wrapped IS NULL) = (retired IS NOT NULL))
+);

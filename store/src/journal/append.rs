@@ -81,7 +81,7 @@ impl Appender {
         Ok(!found.is_empty())
     }
 
-    async fn append_in(
+    pub(super) async fn append_in(
         &self,
         tx: &mut Tx,
         works: &[Work],

@@ -5,10 +5,8 @@ use annals_domain::event::{Actor, Cause, Event, StreamId};
 use annals_domain::ids::{ResourceId, TenantId};
 use annals_domain::resource::Command;
 use annals_domain::scim::error::ScimError;
-use annals_domain::upcast::SCHEMA_VERSION;
 
-use super::append::event_payload;
-use super::{BodyParts, Commit, Expect, NewEvent, StateWrite, StreamWrite};
+use super::{Commit, Expect, NewEvent, StateWrite, StreamWrite};
 use crate::Store;
 use crate::error::{Result, StoreError};
 use crate::execute::{Header, IfMatch, Request};
@@ -62,28 +60,14 @@ impl Store {
         resource_type: &str,
         header: &Header,
     ) -> Result<()> {
-        let kind = Event::Erased.kind(resource_type);
+        let stream = StreamId { resource_type: resource_type.to_owned(), id: id.clone() };
         let event_id = self.entropy().uuid_v7(self.now());
-        let payload = event_payload(&Event::Erased);
-        let body_hash = BodyParts {
-            event_id: &event_id.hyphenated().to_string(),
-            tenant: tenant.as_str(),
-            resource_type,
-            id: id.as_str(),
-            kind: &kind,
-            schema_version: SCHEMA_VERSION,
-            actor: &header.actor,
-            cause: &header.cause,
-            key_id: None,
-            payload: &payload,
-        }
-        .hash()
-        .to_vec();
+        let event = NewEvent::plain(event_id, tenant, &stream, &Event::Erased, header);
         let write = StreamWrite {
             cause: None,
-            stream: StreamId { resource_type: resource_type.to_owned(), id: id.clone() },
+            stream,
             expect: Expect::Deleted,
-            events: vec![NewEvent { event_id, kind, key_id: None, payload, body_hash }],
+            events: vec![event],
             state: StateWrite::Keep,
             lookups_add: Vec::new(),
             lookups_remove: Vec::new(),

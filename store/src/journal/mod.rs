@@ -9,15 +9,19 @@ pub(crate) mod chain;
 mod erase;
 mod janitor;
 pub mod read;
+mod recover;
 pub mod verify;
 pub(crate) mod writer;
 
-use annals_domain::event::StreamId;
+use annals_domain::event::{Event, StreamId};
 use annals_domain::ids::{Position, ResourceId, TenantId, Version};
 use annals_domain::scim::patch::LinkDelta;
+use annals_domain::upcast::SCHEMA_VERSION;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
+
+use crate::execute::Header;
 
 /// A commit: all or nothing, its events adjacent. Everything that costs time (deciding, hashing
 /// passwords, sealing, body hashes) was done before it is handed to the writer.
@@ -82,6 +86,35 @@ pub(crate) struct NewEvent {
     /// Sealed if there is a key id.
     pub(crate) payload: Vec<u8>,
     pub(crate) body_hash: Vec<u8>,
+}
+
+impl NewEvent {
+    /// An event that holds nothing personal, so its payload is not sealed.
+    pub(crate) fn plain(
+        event_id: Uuid,
+        tenant: &TenantId,
+        stream: &StreamId,
+        event: &Event,
+        header: &Header,
+    ) -> NewEvent {
+        let kind = event.kind(&stream.resource_type);
+        let payload = append::event_payload(event);
+        let body_hash = BodyParts {
+            event_id: &event_id.hyphenated().to_string(),
+            tenant: tenant.as_str(),
+            resource_type: &stream.resource_type,
+            id: stream.id.as_str(),
+            kind: &kind,
+            schema_version: SCHEMA_VERSION,
+            actor: &header.actor,
+            cause: &header.cause,
+            key_id: None,
+            payload: &payload,
+        }
+        .hash()
+        .to_vec();
+        NewEvent { event_id, kind, key_id: None, payload, body_hash }
+    }
 }
 
 /// What becomes of the document in the state row.

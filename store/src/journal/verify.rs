@@ -14,6 +14,8 @@ use super::append::{MEMBERS, tenant_id};
 use super::read::{READ_EVENTS_MAX, STATE_COLUMNS, StateRow};
 use super::{BodyParts, batch_hash, chain_hash, lookup_kind, merkle_root};
 use crate::Store;
+use crate::audit::note::{SignedCheckpoint, VerifierKey};
+use crate::audit::tree::Tree;
 use crate::backend::{Area, Row, sql};
 use crate::error::Result;
 
@@ -40,6 +42,8 @@ pub struct Verification {
     pub batches: i64,
     /// Entities replayed.
     pub entities: i64,
+    /// Signed checkpoints that were compared with the events they cover.
+    pub checkpoints: i64,
     /// Hash of the last batch: keep it elsewhere, and compare it later.
     pub root: String,
     /// What is wrong; empty = nothing.
@@ -60,22 +64,37 @@ struct Walk {
     chains: HashMap<TenantId, (Vec<u8>, Position, i64, Position)>,
     entities: HashMap<(TenantId, String), (i64, Position)>,
     leaves: Vec<[u8; 32]>,
+    /// Over all events so far, as it is signed.
+    tree: Tree,
 }
 
 impl Store {
     /// Walks the whole journal and compares every hash, order and head; then replays every entity and
     /// compares its state row, look-ups and links. Reads page by page: memory grows with the number of
     /// entities, not with that of events. Run on a journal at rest, or accept findings at its growing end.
+    /// Every signed checkpoint is compared with the events it covers.
     pub async fn verify(&self) -> Result<Verification> {
+        self.verify_with(&[]).await
+    }
+
+    /// [`Store::verify`], and compares checkpoints that come from outside as well.
+    pub async fn verify_with(&self, held: &[SignedCheckpoint]) -> Result<Verification> {
         let mut seen = Verification::default();
-        self.verify_chain(&mut seen).await?;
+        self.verify_chain(held, &mut seen).await?;
         self.verify_states(&mut seen).await?;
         Ok(seen)
     }
 
-    async fn verify_chain(&self, seen: &mut Verification) -> Result<()> {
-        let mut walk =
-            Walk { position: 0, at: 0, chains: HashMap::new(), entities: HashMap::new(), leaves: Vec::new() };
+    async fn verify_chain(&self, held: &[SignedCheckpoint], seen: &mut Verification) -> Result<()> {
+        let mut walk = Walk {
+            position: 0,
+            at: 0,
+            chains: HashMap::new(),
+            entities: HashMap::new(),
+            leaves: Vec::new(),
+            tree: Tree::default(),
+        };
+        let keys: Vec<VerifierKey> = self.audit_keys().await?.into_iter().map(|key| key.public).collect();
         let mut last_hash = vec![0u8; 32];
         let mut batches = self.batches_after(0).await?.into_iter();
         let mut batch = batches.next();
@@ -90,8 +109,12 @@ impl Store {
             if rows.is_empty() {
                 break;
             }
+            let mut marks = self.marks(walk.position, row_end(&rows)?, held).await?.into_iter().peekable();
             for row in &rows {
                 walk.event(row, seen)?;
+                while let Some(mark) = marks.next_if(|mark| mark.checkpoint.size <= walk.tree.size()) {
+                    verify_mark(&mark, &walk, &keys, seen);
+                }
                 let Some((first, last, root, hash)) = &batch else {
                     seen.find(format!("position {}", walk.position), "belongs to no batch");
                     continue;
@@ -115,9 +138,32 @@ impl Store {
                 }
             }
         }
+        for mark in self.marks(walk.position, Position::MAX, held).await? {
+            let size = mark.checkpoint.size;
+            let what =
+                format!("covers {size} events, the journal ends at {}: history was cut", walk.position);
+            seen.find(format!("checkpoint {size}"), what);
+        }
         seen.events = walk.position;
         seen.root = hex::encode(&last_hash);
         self.verify_heads(&walk, &last_hash, seen).await
+    }
+
+    /// The checkpoints of sizes above `after` up to `to`, our own and those from outside, by size.
+    async fn marks(
+        &self,
+        after: Position,
+        to: Position,
+        held: &[SignedCheckpoint],
+    ) -> Result<Vec<SignedCheckpoint>> {
+        let within = |mark: &SignedCheckpoint| {
+            i64::try_from(mark.checkpoint.size).is_ok_and(|size| size > after && size <= to)
+        };
+        let mut marks = self.checkpoints(after, PAGE_EVENTS).await?;
+        marks.extend(held.iter().cloned());
+        marks.retain(within);
+        marks.sort_by_key(|mark| mark.checkpoint.size);
+        Ok(marks)
     }
 
     async fn batches_after(&self, after: Position) -> Result<Vec<(Position, Position, Vec<u8>, Vec<u8>)>> {
@@ -305,6 +351,22 @@ impl Store {
     }
 }
 
+fn row_end(rows: &[Row]) -> Result<Position> {
+    rows.last().map_or(Ok(0), |row| row.int(0))
+}
+
+/// Compares a checkpoint with the events it covers: the walk stands at its size.
+fn verify_mark(mark: &SignedCheckpoint, walk: &Walk, keys: &[VerifierKey], seen: &mut Verification) {
+    let place = format!("checkpoint {}", mark.checkpoint.size);
+    if let Err(error) = mark.verify_any(keys) {
+        seen.find(&place, error.to_string());
+    }
+    if (mark.checkpoint.size, mark.checkpoint.root) != (walk.tree.size(), walk.tree.root()) {
+        seen.find(&place, "the events it covers are not those that were signed");
+    }
+    seen.checkpoints += 1;
+}
+
 #[derive(Default)]
 struct Replay {
     version: i64,
@@ -395,6 +457,7 @@ impl Walk {
         *entity = (version, position);
         let leaf: [u8; 32] = chain.as_slice().try_into().unwrap_or([0; 32]);
         self.leaves.push(leaf);
+        self.tree.push(&leaf);
         Ok(())
     }
 }

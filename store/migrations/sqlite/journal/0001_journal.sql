@@ -140,3 +140,16 @@ CREATE TABLE lease (
     owner       TEXT NOT NULL,
     until       INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
+
+CREATE TABLE checkpoint (
+    size        INTEGER PRIMARY KEY,               -- position of the last event it covers
+    edge        BLOB NOT NULL,                 -- right edge of the Merkle tree, to go on from
+    note        TEXT NOT NULL,              -- the signed checkpoint as it is handed out
+    at          INTEGER NOT NULL
+) STRICT;
+
+CREATE TABLE recovery (                      -- how each journal epoch after the first began (D5)
+    epoch       INTEGER PRIMARY KEY,
+    base        INTEGER NOT NULL,                  -- positions above it were given anew
+    at          INTEGER NOT NULL
+) STRICT;

@@ -13,3 +13,14 @@ CREATE TABLE subject_key (
     destroyed   INTEGER,
     CHECK ((wrapped IS NULL) = (destroyed IS NOT NULL))
 ) STRICT, WITHOUT ROWID;
+
+CREATE TABLE audit_key (
+    number      INTEGER PRIMARY KEY,
+    origin      TEXT NOT NULL,               -- the log's name in checkpoints
+    public      BLOB NOT NULL,
+    wrapped     BLOB,                            -- by the root key; null once another key follows
+    introduced  TEXT,                        -- the statement of the key before it
+    made        INTEGER NOT NULL,
+    retired     INTEGER,
+    CHECK ((wrapped IS NULL) = (retired IS NOT NULL))
+) STRICT;
