@@ -4,7 +4,7 @@
 //! has a check of its own (`Store::verify`), it is run besides, never instead.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use annals_bus::message;
@@ -618,6 +618,87 @@ impl Checkers {
         }
         Ok(())
     }
+
+    /// Everything that an installation leaves anywhere, by place: every file below `folders` (data, write-ahead
+    /// logs, logs), a dump of the whole database, every message of the stream with its headers.
+    ///
+    /// # Errors
+    /// Something cannot be read.
+    pub async fn everything_left(&self, folders: &[&Path]) -> Result<Vec<(String, Vec<u8>)>> {
+        let mut left = Vec::new();
+        let mut open: Vec<PathBuf> = folders.iter().map(|folder| folder.to_path_buf()).collect();
+        while let Some(path) = open.pop() {
+            if path.is_dir() {
+                let entries = std::fs::read_dir(&path).with_context(|| path.display().to_string())?;
+                open.extend(entries.flatten().map(|entry| entry.path()));
+            } else if let Ok(bytes) = std::fs::read(&path) {
+                left.push((path.display().to_string(), bytes));
+            }
+        }
+        if let Database::Postgres { url, .. } = &self.database {
+            let program = pg_dump().context("pg_dump is not installed: run ./test")?;
+            let url = url.clone();
+            let dump = move || Command::new(program).args(["--inserts", &url]).output();
+            let dump = tokio::task::spawn_blocking(dump).await.context("the runtime")??;
+            ensure!(dump.status.success(), "pg_dump: {}", String::from_utf8_lossy(&dump.stderr));
+            // It writes bytes in hexadecimal.
+            left.push(("pg_dump".to_owned(), dump.stdout));
+        }
+        if self.nats.is_some() {
+            let (mut stream, _) = self.open_stream().await?;
+            let state = stream.info().await.context("reading the stream")?.state.clone();
+            ensure!(state.messages > 0, "the stream is empty");
+            for sequence in state.first_sequence..=state.last_sequence {
+                let message = stream.get_raw_message(sequence).await.context("reading a message")?;
+                let mut bytes = format!("{} {:?}\n", message.subject, message.headers).into_bytes();
+                bytes.extend_from_slice(&message.payload);
+                left.push((format!("message {sequence}"), bytes));
+            }
+        }
+        Ok(left)
+    }
+}
+
+/// No place holds one of these values, in any form it could have been written down: as it is, in capital or
+/// small letters, escaped for a URI, in hexadecimal or base64, or as a list of numbers.
+///
+/// # Errors
+/// Names the place and the number of the value, not the value.
+pub fn hold_none_of(places: &[(String, Vec<u8>)], secrets: &[&str]) -> Result<()> {
+    use base64::Engine as _;
+    for (number, secret) in secrets.iter().enumerate() {
+        ensure!(secret.len() >= 8, "value {number} is too short to search for");
+        let bytes = secret.as_bytes();
+        let numbers: Vec<String> = bytes.iter().map(ToString::to_string).collect();
+        let base64 = base64::engine::general_purpose::STANDARD_NO_PAD;
+        // In the middle of other bytes base64 begins at one of three places; what depends on the neighbours
+        // is left out.
+        let shifted = (0..3).map(|shift: usize| {
+            let text = base64.encode([vec![0; shift], bytes.to_vec()].concat());
+            let (from, to) = (usize::from(shift > 0) * 4, text.len().saturating_sub(4));
+            text.get(from..to).unwrap_or_default().to_owned()
+        });
+        let forms = [
+            (*secret).to_owned(),
+            secret.to_lowercase(),
+            secret.to_uppercase(),
+            crate::scim::encode(secret),
+            hex::encode(bytes),
+            hex::encode_upper(bytes),
+            numbers.join(", "),
+            numbers.join(","),
+        ];
+        for form in forms.into_iter().chain(shifted).filter(|form| form.len() >= 8) {
+            for (place, bytes) in places {
+                ensure!(
+                    !contains(bytes, form.as_bytes()),
+                    "{place} holds value {number} as a text of {} bytes",
+                    form.len()
+                );
+            }
+        }
+    }
+    Ok(())
 }
 
 fn pg_dump() -> Option<PathBuf> {

@@ -19,6 +19,9 @@ use crate::scim::Scim;
 /// How long a system may take to deliver everything once it is left alone.
 pub const SETTLE_TIMEOUT: Duration = Duration::from_secs(180);
 
+/// The processes of [`Cluster::scaled`].
+pub const SCALED: [Role; 5] = [Role::Api, Role::Api, Role::Projector, Role::Worker, Role::Worker];
+
 /// A running system.
 #[derive(Debug)]
 pub struct Cluster {
@@ -67,11 +70,14 @@ impl Cluster {
         nats: nats::Server,
     ) -> Result<Cluster> {
         let installation = Installation::postgres(binary).await?.with_nats(&nats);
-        let roles = [Role::Api, Role::Api, Role::Projector, Role::Worker, Role::Worker];
-        Self::start(installation, Some(nats), profile, &roles).await
+        Self::start(installation, Some(nats), profile, &SCALED).await
     }
 
-    async fn start(
+    /// Processes of these roles on an installation that was set up by hand.
+    ///
+    /// # Errors
+    /// One does not start.
+    pub async fn start(
         installation: Installation,
         nats: Option<nats::Server>,
         profile: Profile,
