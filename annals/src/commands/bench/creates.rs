@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 use annals_api::{App, Readiness};
 use annals_store::Store;
 use annals_store::bench::BareWriter;
-use anyhow::bail;
 use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -20,7 +19,7 @@ use axum::routing::post;
 use tokio::task::JoinSet;
 
 use super::client::{Connection, quantile_ms};
-use super::{open_empty, spawn, tenant, user_body};
+use super::{drain, open_empty, spawn, tenant, user_body};
 use crate::config::Config;
 use crate::lifecycle::Lifecycle;
 use crate::wiring;
@@ -134,18 +133,6 @@ async fn watch_lag(store: Store, lag: Arc<Lag>, stop: tokio_util::sync::Cancella
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
-}
-
-async fn drain(store: &Store) -> anyhow::Result<Duration> {
-    let begun = Instant::now();
-    let head = store.head().await?.position;
-    while store.model_checkpoint().await? < head {
-        if begun.elapsed() > Duration::from_secs(120) {
-            bail!("the read model did not catch up within two minutes");
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    Ok(begun.elapsed())
 }
 
 async fn load(

@@ -1,5 +1,6 @@
 //! `annals bench`: what is claimed about speed, measured where you are (docs/performance.md).
 
+mod bulk;
 mod client;
 mod creates;
 mod queries;
@@ -7,6 +8,7 @@ mod sizes;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use annals_domain::event::Actor;
 use annals_domain::ids::{ConnectionId, TenantId};
@@ -25,6 +27,8 @@ use crate::telemetry::{OsEntropy, SystemClock};
 /// What to measure, on the configured storage, which must be empty: users are left behind.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// A thousand creates one by one over one connection, beside the same in one bulk request.
+    Bulk(bulk::Args),
     /// Durable creates a second over HTTP, beside a bare handler on the same database.
     Creates(creates::Args),
     /// What filters, orders and pages cost in a large tenant.
@@ -36,6 +40,7 @@ pub(crate) enum Command {
 /// Runs it.
 pub(crate) async fn run(config: &Config, command: Command) -> anyhow::Result<()> {
     match command {
+        Command::Bulk(args) => bulk::run(config, args).await,
         Command::Creates(args) => creates::run(config, args).await,
         Command::Queries(args) => queries::run(config, args).await,
         Command::Sizes(args) => sizes::run(config, args).await,
@@ -91,4 +96,17 @@ fn user_body(prefix: &str, n: u64) -> String {
          \"urn:ietf:params:scim:schemas:extension:enterprise:2.0:User\":\
          {{\"employeeNumber\":\"{n}\",\"department\":\"R&D\"}}}}"
     )
+}
+
+/// Waits until the read model has all that was written; returns for how long.
+async fn drain(store: &Store) -> anyhow::Result<Duration> {
+    let begun = Instant::now();
+    let head = store.head().await?.position;
+    while store.model_checkpoint().await? < head {
+        if begun.elapsed() > Duration::from_secs(120) {
+            bail!("the read model did not catch up within two minutes");
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Ok(begun.elapsed())
 }
