@@ -171,12 +171,13 @@ async fn forge(f: &Fixture, forget_checkpoints: bool, attack: impl FnOnce(&mut V
         tx.execute(insert).await.unwrap();
     }
     for (tenant, (position, count, chain)) in &tenants {
-        let insert = sql("INSERT INTO journal.tenant_head (tenant, position, events, chain_hash, definition) \
+        let insert =
+            sql("INSERT INTO journal.tenant_head (tenant, position, events, chain_hash, definition) \
              VALUES ($1, $2, $3, $4, 0)")
-        .bind(tenant)
-        .bind(*position)
-        .bind(*count)
-        .bind(chain.to_vec());
+            .bind(tenant)
+            .bind(*position)
+            .bind(*count)
+            .bind(chain.to_vec());
         tx.execute(insert).await.unwrap();
     }
     let update = sql("UPDATE journal.counter SET position = $1, at = $2, batch_hash = $3 WHERE id = 1")

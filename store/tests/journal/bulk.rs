@@ -6,6 +6,7 @@ use std::sync::Arc;
 use annals_domain::scim::bulk::{Method, plan};
 use annals_domain::scim::dialect::{Client, Quirk};
 use annals_domain::scim::error::ScimError;
+use annals_domain::scim::schema::Registry;
 use annals_store::{Bulk, BulkOutcome};
 
 use super::*;

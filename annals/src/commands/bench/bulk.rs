@@ -1,6 +1,6 @@
 //! `annals bench bulk`: creates one by one over one connection, beside the same creates in bulk requests.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use annals_api::{App, Readiness};
 use anyhow::{Context, bail};
