@@ -407,6 +407,9 @@ impl Checkers {
         let subjects = stream.cached_info().config.subjects.clone();
         let prefix = subjects.first().and_then(|s| s.strip_suffix(".>")).context("the stream's subjects")?;
         let first = state.first_sequence;
+        if state.messages == 0 {
+            return Ok(());
+        }
         ensure!(
             state.messages == (state.last_sequence + 1).saturating_sub(first),
             "the stream has gaps: {} messages from {first} to {}",
