@@ -143,6 +143,9 @@ async fn a_lost_stream_is_rebuilt_from_the_journal() -> Result<()> {
         }
         reaches_epoch(&cluster, first.epoch + 2).await?;
         cluster.check().await?;
+        // Others than our own readers subscribe as well: the new stream holds everything, not the rest.
+        let again = cluster.store.bus_epoch().await?.context("no bus epoch")?;
+        ensure!(again.offset == 0, "the new stream begins after position {}", again.offset);
         cluster.checkers.webhook(&cluster.tenant, &hook).await?;
     }
     Ok(())

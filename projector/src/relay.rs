@@ -41,7 +41,7 @@ const LEASE_RENEWAL_MS: i64 = 3_000;
 const STANDBY_MS: i64 = 2_500;
 const IDLE_WAIT: Duration = Duration::from_secs(1);
 
-/// Tells the lowest checkpoint of our own readers, where a new stream begins.
+/// Tells after which position a new stream begins.
 pub type LowestCheckpoint =
     Arc<dyn Fn(Store) -> Pin<Box<dyn Future<Output = annals_store::Result<Position>> + Send>> + Send + Sync>;
 
@@ -85,11 +85,12 @@ fn signed(sequence: u64) -> i64 {
 impl Relay {
     /// A relay. `owner` names this process in the lease.
     pub fn new(store: Store, nats: Nats, owner: impl Into<String>) -> Relay {
+        let retention = nats.options().retention;
         Relay {
             store,
             nats,
             owner: owner.into(),
-            lowest: Arc::new(|store| Box::pin(lowest_checkpoint(store))),
+            lowest: Arc::new(move |store| Box::pin(beginning(store, retention))),
             idle_wait: IDLE_WAIT,
             link: None,
             lease_renewal: None,
@@ -97,8 +98,8 @@ impl Relay {
         }
     }
 
-    /// Takes another rule for where a new stream begins; the default is the lower checkpoint of read
-    /// model and planner.
+    /// Takes another rule for where a new stream begins. The default is what the lost stream would still
+    /// hold, by its retention, and what read model and planner have not seen.
     #[must_use]
     pub fn with_lowest(mut self, lowest: LowestCheckpoint) -> Relay {
         self.lowest = lowest;
@@ -342,7 +343,20 @@ impl Relay {
     }
 }
 
-async fn lowest_checkpoint(store: Store) -> annals_store::Result<Position> {
+/// Our own readers can do with what they have not seen; other subscribers would miss what was written
+/// while the stream was lost. So a new stream holds all that the old one would.
+async fn beginning(store: Store, retention: Duration) -> annals_store::Result<Position> {
+    let (lowest, head) = (lowest_checkpoint(&store).await?, store.head().await?.position);
+    if lowest > head {
+        // The journal lost its end: the caller finds out by this position.
+        return Ok(lowest);
+    }
+    let retention_ms = i64::try_from(retention.as_millis()).unwrap_or(i64::MAX);
+    let oldest = store.now().plus_ms(retention_ms.saturating_neg());
+    Ok(lowest.min(store.last_position_before(oldest).await?))
+}
+
+async fn lowest_checkpoint(store: &Store) -> annals_store::Result<Position> {
     let (model, planner) = (store.model_health().await?, store.planner_checkpoint().await?);
     let (mut lowest, epoch) = (model.checkpoint.min(planner.position), store.head().await?.epoch);
     if !model.answers || planner.epoch < epoch {

@@ -288,6 +288,25 @@ impl Store {
         Ok(events)
     }
 
+    /// The last position written before a moment; 0 if there is none. A search by halves, as positions
+    /// and times rise together; where a clock was set back, near it.
+    pub async fn last_position_before(&self, at: Timestamp) -> Result<Position> {
+        let (mut before, mut not_before) = (0, self.head().await?.position + 1);
+        while not_before - before > 1 {
+            let middle = before + (not_before - before) / 2;
+            let select = sql("SELECT at FROM journal.event WHERE position = $1").bind(middle);
+            let row = self.backend().fetch_optional(Area::Journal, select).await?;
+            let row =
+                row.ok_or_else(|| StoreError::corrupt(format!("position {middle}"), "it is missing"))?;
+            if row.int(0)? < at.0 {
+                before = middle;
+            } else {
+                not_before = middle;
+            }
+        }
+        Ok(before)
+    }
+
     /// The events of one entity after a version, in order.
     pub async fn read_stream(
         &self,
