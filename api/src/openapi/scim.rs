@@ -96,7 +96,7 @@ fn operation(path: &str, method: &str, rt: Option<&ResourceType>) -> Value {
             format!("Replaces a {name}"),
             Some(format!("{name}Request")),
             json!({"200": answer("What it is now", name)}),
-            &[404, 408, 409, 412, 413, 415, 422],
+            &[404, 408, 409, 412, 413, 415, 422, 428],
         ),
         "PATCH" => (
             format!("Changes a {name}"),
@@ -105,13 +105,13 @@ fn operation(path: &str, method: &str, rt: Option<&ResourceType>) -> Value {
                 "200": answer("What it is now", name),
                 "204": {"description": "It is changed; the answer would be long, or was not wanted"},
             }),
-            &[404, 408, 409, 412, 413, 415, 422],
+            &[404, 408, 409, 412, 413, 415, 422, 428],
         ),
         _ => (
             format!("Deletes a {name}"),
             None,
             json!({"204": {"description": "It is deleted"}}),
-            &[404, 409, 412, 422],
+            &[404, 409, 412, 422, 428],
         ),
     };
     add_errors(&mut responses, &[400, 401, 403, 406, 429, 500, 503]);
@@ -255,6 +255,7 @@ pub(super) fn add_errors(responses: &mut Value, statuses: &[u16]) {
             408 => "The body took too long to arrive",
             409 => "A unique value is taken, or references go in a circle that cannot be",
             412 => "The resource has another version",
+            428 => "The connection requires If-Match and the request has none",
             413 => "The request is too large",
             415 => "The body has a media type that is not taken",
             422 => "The Idempotency-Key was used for another request",
