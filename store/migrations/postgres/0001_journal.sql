@@ -56,7 +56,7 @@ CREATE TABLE journal.tenant_head (
     definition  BIGINT NOT NULL                  -- of its newest schema or resource type; 0: none
 );
 
-CREATE TABLE journal.commit_log (
+CREATE TABLE journal.commit_log (                 -- requests with an Idempotency-Key, and commits without events
     commit_id       TEXT COLLATE "C" PRIMARY KEY,
     tenant          TEXT COLLATE "C" NOT NULL,
     at              BIGINT NOT NULL,
@@ -98,11 +98,10 @@ CREATE TABLE journal.lookup (
     kind        TEXT COLLATE "C" NOT NULL,                    -- User.userName, Group.displayName, …
     value       BYTEA NOT NULL,                    -- keyed hash, never the value (D9)
     owner       TEXT COLLATE "C" NOT NULL,
-    exclusive   BIGINT NOT NULL CHECK (exclusive IN (0, 1)),
-    PRIMARY KEY (tenant, kind, value, owner)
+    scope       TEXT COLLATE "C" NOT NULL CHECK (scope IN ('', owner)),    -- empty: no other owner may have the value
+    PRIMARY KEY (tenant, owner, kind, value)
 );
-CREATE UNIQUE INDEX lookup_exclusive ON journal.lookup (tenant, kind, value) WHERE exclusive = 1;
-CREATE INDEX lookup_owner ON journal.lookup (tenant, owner);
+CREATE UNIQUE INDEX lookup_value ON journal.lookup (tenant, kind, value, scope);
 
 CREATE TABLE journal.secret (
     tenant      TEXT COLLATE "C" NOT NULL,

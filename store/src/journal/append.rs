@@ -35,7 +35,15 @@ pub(crate) enum BatchError {
     /// Before COMMIT was sent: nothing of it is there.
     Before(StoreError),
     /// COMMIT was sent and its outcome is unknown. The answers hold if the batch is there.
-    Unknown(StoreError, Vec<Answer>),
+    Unknown(StoreError, Vec<Answer>, Mark),
+}
+
+/// By what a batch is found again.
+pub(crate) enum Mark {
+    /// By the row of its events: nobody else's has this hash.
+    Events { last: Position, hash: Vec<u8> },
+    /// It has no events, so each of its commits is in the log.
+    Commits,
 }
 
 type Key = (TenantId, ResourceId);
@@ -54,7 +62,7 @@ impl Appender {
     pub(crate) async fn append(&self, works: &[Work]) -> std::result::Result<Vec<Answer>, BatchError> {
         let commits: Vec<Arc<Commit>> = works.iter().flat_map(Work::commits).cloned().collect();
         let mut tx = self.backend.begin_write(Area::Journal).await.map_err(BatchError::Before)?;
-        let (answers, written) = match self.append_in(&mut tx, works, &commits).await {
+        let (answers, mark) = match self.append_in(&mut tx, works, &commits).await {
             Ok(done) => done,
             Err(error) => {
                 // Dropping would roll back as well; doing it here frees the row sooner.
@@ -62,23 +70,35 @@ impl Appender {
                 return Err(BatchError::Before(error));
             }
         };
-        if !written {
-            tx.rollback().await.map_err(BatchError::Before)?;
-        } else if let Err(error) = tx.commit().await {
-            return Err(BatchError::Unknown(error, answers));
+        match mark {
+            None => tx.rollback().await.map_err(BatchError::Before)?,
+            Some(mark) => {
+                if let Err(error) = tx.commit().await {
+                    return Err(BatchError::Unknown(error, answers, mark));
+                }
+            }
         }
         Ok(answers)
     }
 
     /// Whether a batch with these answers is in the journal. The counter row is taken first, so a
     /// transaction that is still ending is waited for and the answer is final.
-    pub(crate) async fn is_there(&self, works: &[Work], answers: &[Answer]) -> Result<bool> {
-        let written = works.iter().zip(answers).flat_map(|(work, answer)| work.written(answer));
+    pub(crate) async fn is_there(&self, works: &[Work], answers: &[Answer], mark: &Mark) -> Result<bool> {
         let mut tx = self.backend.begin_write(Area::Journal).await?;
         tx.fetch_all(sql("SELECT position FROM journal.counter WHERE id = 1 {for_update}")).await?;
-        let found = read_receipts(&mut tx, written).await?;
+        let found = match mark {
+            Mark::Events { last, hash } => {
+                let select = sql("SELECT b.last_position FROM journal.batch b \
+                     WHERE b.last_position = $1 AND b.hash = $2");
+                tx.fetch_optional(select.bind(*last).bind(&hash[..])).await?.is_some()
+            }
+            Mark::Commits => {
+                let written = works.iter().zip(answers).flat_map(|(work, answer)| work.written(answer));
+                !read_receipts(&mut tx, written).await?.is_empty()
+            }
+        };
         tx.rollback().await?;
-        Ok(!found.is_empty())
+        Ok(found)
     }
 
     pub(super) async fn append_in(
@@ -86,7 +106,7 @@ impl Appender {
         tx: &mut Tx,
         works: &[Work],
         commits: &[Arc<Commit>],
-    ) -> Result<(Vec<Answer>, bool)> {
+    ) -> Result<(Vec<Answer>, Option<Mark>)> {
         let counter = sql("SELECT c.position, c.at, c.batch_hash, m.halted, c.definition \
              FROM journal.counter c CROSS JOIN journal.meta m WHERE c.id = 1 AND m.id = 1 {for_update}");
         let Some(row) = tx.fetch_optional(counter).await? else {
@@ -108,11 +128,11 @@ impl Appender {
         for work in works {
             answers.push(work.carry_out(|commit| batch.check(commit, &*self.entropy)));
         }
-        let written = !batch.events.is_empty() || batch.accepted > 0;
-        if written {
-            batch.write(tx, head, &last_hash).await?;
+        if batch.events.is_empty() && batch.accepted == 0 {
+            return Ok((answers, None));
         }
-        Ok((answers, written))
+        let mark = batch.write(tx, head, &last_hash).await?;
+        Ok((answers, Some(mark)))
     }
 }
 
@@ -746,7 +766,7 @@ impl Batch {
         }
     }
 
-    async fn write(&mut self, tx: &mut Tx, head_before: Position, last_hash: &[u8]) -> Result<()> {
+    async fn write(&mut self, tx: &mut Tx, head_before: Position, last_hash: &[u8]) -> Result<Mark> {
         // Before the inserts: a name freed in this batch may be taken by another commit of it.
         let removals = self.removals();
         tx.execute_all(removals).await?;
@@ -759,8 +779,8 @@ impl Batch {
         self.write_links(&mut writes);
         self.write_heads(&mut writes);
         self.write_receipts(&mut writes)?;
-        let hash = if self.events.is_empty() {
-            last_hash.to_vec()
+        let (hash, mark) = if self.events.is_empty() {
+            (last_hash.to_vec(), Mark::Commits)
         } else {
             let leaves: Vec<[u8; 32]> = self.events.iter().map(|e| e.chain_hash).collect();
             let root = merkle_root(&leaves);
@@ -772,7 +792,7 @@ impl Batch {
             .bind(&root[..])
             .bind(&hash[..]);
             writes.push(insert);
-            hash.to_vec()
+            (hash.to_vec(), Mark::Events { last: self.head, hash: hash.to_vec() })
         };
         let update = sql("UPDATE journal.counter SET position = $1, at = $2, batch_hash = $3, \
              definition = $4 WHERE id = 1")
@@ -782,7 +802,8 @@ impl Batch {
         .bind(self.definition);
         writes.push(update);
         tx.execute_all(writes).await?;
-        tx.notify(Topic::Journal.channel(), &self.head.to_string()).await
+        tx.notify(Topic::Journal.channel(), &self.head.to_string()).await?;
+        Ok(mark)
     }
 
     fn write_events(&mut self, writes: &mut Vec<Sql>) {
@@ -937,7 +958,7 @@ impl Batch {
                 ("kind", Col::Text),
                 ("value", Col::Bytes),
                 ("owner", Col::Text),
-                ("exclusive", Col::Int),
+                ("scope", Col::Text),
             ]);
             for ((tenant, kind, value, owner), exclusive) in self.lookups_add.drain() {
                 rows.push(vec![
@@ -945,12 +966,12 @@ impl Batch {
                     kind.into(),
                     value.into(),
                     (&owner).into(),
-                    exclusive.into(),
+                    if exclusive { "" } else { owner.as_str() }.into(),
                 ]);
             }
-            let insert = sql("INSERT INTO journal.lookup (tenant, kind, value, owner, exclusive) \
-                 SELECT r.tenant, r.kind, r.value, r.owner, r.exclusive FROM {rows} WHERE true \
-                 ON CONFLICT (tenant, kind, value, owner) DO UPDATE SET exclusive = excluded.exclusive")
+            let insert = sql("INSERT INTO journal.lookup (tenant, kind, value, owner, scope) \
+                 SELECT r.tenant, r.kind, r.value, r.owner, r.scope FROM {rows} WHERE true \
+                 ON CONFLICT (tenant, owner, kind, value) DO UPDATE SET scope = excluded.scope")
             .rows(rows);
             writes.push(insert);
         }
@@ -1074,7 +1095,10 @@ impl Batch {
             ("fingerprint", Col::Bytes),
             ("receipt", Col::Text),
         ]);
-        for (commit, receipt) in &self.receipts {
+        // The others are found again by their events.
+        let logged =
+            self.receipts.iter().filter(|(commit, _)| commit.fingerprint.is_some() || self.events.is_empty());
+        for (commit, receipt) in logged {
             let text =
                 serde_json::to_string(receipt).map_err(|e| StoreError::corrupt("a commit's receipt", e))?;
             rows.push(vec![

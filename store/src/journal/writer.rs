@@ -245,11 +245,11 @@ async fn append_certainly(
     match appender.append(works).await {
         Ok(answers) => Ok(answers),
         Err(BatchError::Before(error)) => Err(error),
-        Err(BatchError::Unknown(error, answers)) => {
+        Err(BatchError::Unknown(error, answers, mark)) => {
             tracing::warn!(error = %chain(&error), "the outcome of a COMMIT is unknown; looking it up");
             // A batch is one transaction: if what it wrote is there, the batch is, and with it all that was
             // found out under its row.
-            if appender.is_there(works, &answers).await? { Ok(answers) } else { Err(error) }
+            if appender.is_there(works, &answers, &mark).await? { Ok(answers) } else { Err(error) }
         }
     }
 }

@@ -54,7 +54,7 @@ CREATE TABLE tenant_head (
     definition  INTEGER NOT NULL                  -- of its newest schema or resource type; 0: none
 ) STRICT, WITHOUT ROWID;
 
-CREATE TABLE commit_log (
+CREATE TABLE commit_log (                         -- requests with an Idempotency-Key, and commits without events
     commit_id       TEXT PRIMARY KEY,
     tenant          TEXT NOT NULL,
     at              INTEGER NOT NULL,
@@ -96,11 +96,10 @@ CREATE TABLE lookup (
     kind        TEXT NOT NULL,                    -- User.userName, Group.displayName, …
     value       BLOB NOT NULL,                    -- keyed hash, never the value (D9)
     owner       TEXT NOT NULL,
-    exclusive   INTEGER NOT NULL CHECK (exclusive IN (0, 1)),
-    PRIMARY KEY (tenant, kind, value, owner)
+    scope       TEXT NOT NULL CHECK (scope IN ('', owner)),    -- empty: no other owner may have the value
+    PRIMARY KEY (tenant, owner, kind, value)
 ) STRICT, WITHOUT ROWID;
-CREATE UNIQUE INDEX lookup_exclusive ON lookup (tenant, kind, value) WHERE exclusive = 1;
-CREATE INDEX lookup_owner ON lookup (tenant, owner);
+CREATE UNIQUE INDEX lookup_value ON lookup (tenant, kind, value, scope);
 
 CREATE TABLE secret (
     tenant      TEXT NOT NULL,
