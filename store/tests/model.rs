@@ -98,6 +98,7 @@ impl Fixture {
 
     /// Makes the database refuse a title of `poison`, whatever the event.
     async fn poison(&self) {
+        self.index(&["title", "displayname", "username"]).await;
         self.meddle(
             "CREATE TRIGGER poison BEFORE INSERT ON attribute_a WHEN new.value = 'poison' \
              BEGIN SELECT RAISE(ABORT, 'poison'); END; \
@@ -107,6 +108,12 @@ impl Fixture {
              ALTER TABLE model.attribute_b ADD CONSTRAINT poison CHECK (value <> 'poison')",
         )
         .await;
+    }
+
+    /// Asks for attributes, so that they have rows.
+    async fn index(&self, keys: &[&str]) {
+        let keys = keys.iter().map(|key| (*key).to_owned()).collect();
+        self.store.model_index(&acme(), &keys).await.unwrap();
     }
 
     async fn cure(&self) {
@@ -560,8 +567,10 @@ async fn an_erasure_reaches_the_generation_before(f: Fixture) {
     f.meddle("UPDATE pointer SET live = 'b'", "UPDATE model.pointer SET live = 'b'").await;
     assert_eq!(find(&f.store, "User", "userName pr").await, ["u2"]);
     f.meddle(
-        "DELETE FROM resource_b WHERE id = 'u2'; DELETE FROM attribute_b WHERE id = 'u2'",
-        "DELETE FROM model.resource_b WHERE id = 'u2'; DELETE FROM model.attribute_b WHERE id = 'u2'",
+        "DELETE FROM resource_b WHERE id = 'u2'; DELETE FROM attribute_b WHERE id = 'u2'; \
+         DELETE FROM indexed_b",
+        "DELETE FROM model.resource_b WHERE id = 'u2'; DELETE FROM model.attribute_b WHERE id = 'u2'; \
+         DELETE FROM model.indexed_b",
     )
     .await;
     f.meddle("UPDATE pointer SET live = 'a'", "UPDATE model.pointer SET live = 'a'").await;
@@ -1054,6 +1063,7 @@ async fn a_rebuild_parks_what_it_cannot_copy(f: Fixture) {
 async fn a_rebuild_that_differs_does_not_go_live(f: Fixture) {
     populate(&f).await;
     follow(&f.store).await;
+    f.index(&["username"]).await;
     for (sqlite, postgres) in [
         ("DELETE FROM resource_b", "DELETE FROM model.resource_b"),
         ("DELETE FROM link_b", "DELETE FROM model.link_b"),

@@ -52,6 +52,13 @@ CREATE TABLE model.resource_a (
 CREATE INDEX resource_a_type ON model.resource_a (tenant, resource_type, origin) WHERE deleted = 0;
 CREATE INDEX resource_a_modified ON model.resource_a (tenant, resource_type, modified, id) WHERE deleted = 0;
 
+CREATE TABLE model.indexed_a (                    -- attributes that were asked for (decision 0008): only they have rows
+    tenant      TEXT COLLATE "C" NOT NULL,
+    path        BIGINT NOT NULL,
+    after       TEXT COLLATE "C",                             -- null: complete; else rows are there up to this id
+    PRIMARY KEY (tenant, path)
+);
+
 CREATE TABLE model.attribute_a (
     tenant      TEXT COLLATE "C" NOT NULL,
     id          TEXT COLLATE "C" NOT NULL,
@@ -99,6 +106,13 @@ CREATE TABLE model.resource_b (
 );
 CREATE INDEX resource_b_type ON model.resource_b (tenant, resource_type, origin) WHERE deleted = 0;
 CREATE INDEX resource_b_modified ON model.resource_b (tenant, resource_type, modified, id) WHERE deleted = 0;
+
+CREATE TABLE model.indexed_b (                    -- attributes that were asked for (decision 0008): only they have rows
+    tenant      TEXT COLLATE "C" NOT NULL,
+    path        BIGINT NOT NULL,
+    after       TEXT COLLATE "C",                             -- null: complete; else rows are there up to this id
+    PRIMARY KEY (tenant, path)
+);
 
 CREATE TABLE model.attribute_b (
     tenant      TEXT COLLATE "C" NOT NULL,

@@ -20,6 +20,7 @@ use annals_domain::view::{IndexRow, index_rows};
 use serde_json::Value;
 
 use super::filter_sql::split;
+use super::index::Indexed;
 use super::{MEMBERS, Paths, Slot, pointer};
 use crate::Store;
 use crate::backend::{Area, Col, Rows, Tx, sql};
@@ -38,8 +39,6 @@ const HEALS_PER_PAGE_MAX: usize = 16;
 /// Up to this position, statistics are gathered anew whenever it has doubled; beyond, a tenth of the
 /// rows is enough for autovacuum to do it in time.
 const ANALYZED_UNTIL: Position = 1 << 20;
-/// Times a page is tried again because it met new attributes.
-const PATH_TRIES_MAX: usize = 5;
 
 /// What became of a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -144,11 +143,12 @@ impl Entity {
     }
 }
 
-enum Outcome {
-    /// What became of it, the slot, and the parked entities it touched.
-    Applied(ModelApplied, Slot, Vec<Key>),
-    /// Attributes without a number: nothing was written.
-    NewPaths(Vec<String>),
+/// What became of a page.
+struct Applied {
+    what: ModelApplied,
+    slot: Slot,
+    /// The parked entities it touched.
+    touched: Vec<Key>,
 }
 
 impl Store {
@@ -227,24 +227,17 @@ impl Store {
         expected: Position,
         events: &[Recorded],
     ) -> Result<ModelApplied> {
-        for _ in 0..PATH_TRIES_MAX {
-            match self.apply_once(place, expected, events).await? {
-                Outcome::NewPaths(keys) => self.add_paths(&keys).await?,
-                Outcome::Applied(applied, slot, touched) => {
-                    if matches!(place, Place::Live) {
-                        self.wakes().wake(Topic::Model);
-                        if let ModelApplied::Advanced(now) = applied
-                            && has_doubled(expected, now)
-                        {
-                            self.analyze(slot).await;
-                        }
-                    }
-                    self.heal(place, touched).await;
-                    return Ok(applied);
-                }
+        let Applied { what, slot, touched } = self.apply_once(place, expected, events).await?;
+        if matches!(place, Place::Live) {
+            self.wakes().wake(Topic::Model);
+            if let ModelApplied::Advanced(now) = what
+                && has_doubled(expected, now)
+            {
+                self.analyze(slot).await;
             }
         }
-        Err(new_paths_failed())
+        self.heal(place, touched).await;
+        Ok(what)
     }
 
     /// Tries parked entities again whose events came by.
@@ -260,19 +253,20 @@ impl Store {
         }
     }
 
-    async fn apply_once(&self, place: Place<'_>, expected: Position, events: &[Recorded]) -> Result<Outcome> {
+    async fn apply_once(&self, place: Place<'_>, expected: Position, events: &[Recorded]) -> Result<Applied> {
         let registries = self.registries_of(events.iter().map(|event| &event.tenant)).await?;
         let mut tx = self.backend().begin_write(Area::Model).await?;
         tx.commit_lazily().await?;
         let (slot, actual) = lock(&mut tx, place).await?;
         if actual != expected {
             tx.rollback().await?;
-            return Ok(Outcome::Applied(ModelApplied::Lost { actual }, slot, Vec::new()));
+            return Ok(Applied { what: ModelApplied::Lost { actual }, slot, touched: Vec::new() });
         }
 
         let last = events.last().map_or(expected, |event| event.position);
         let scim = || events.iter().filter(|event| !is_administrative(&event.stream.resource_type));
         let keys: BTreeSet<Key> = scim().map(key_of).collect();
+        let indexed = Indexed::load(&mut tx, slot, keys.iter().map(|(tenant, _)| tenant)).await?;
         let (mut entities, parked) = load(&mut tx, slot, &keys).await?;
         let mut old_rows: BTreeMap<Key, Vec<IndexRow>> = BTreeMap::new();
         let mut changed: BTreeSet<Key> = BTreeSet::new();
@@ -288,7 +282,8 @@ impl Store {
             }
             let entity = entities.entry(key.clone()).or_default();
             if !old_rows.contains_key(&key) {
-                let rows = entity.as_ref().map_or(Ok(Vec::new()), |e| rows_of(&registries, &key.0, e))?;
+                let rows =
+                    entity.as_ref().map_or(Ok(Vec::new()), |e| rows_of(&registries, &indexed, &key.0, e))?;
                 old_rows.insert(key.clone(), rows);
             }
             if !Entity::fold(entity, event)? {
@@ -313,18 +308,12 @@ impl Store {
         for key in &changed {
             if let Some(Some(entity)) = entities.remove(key) {
                 let old = old_rows.remove(key).unwrap_or_default();
-                let new = rows_of(&registries, &key.0, &entity)?;
+                let new = rows_of(&registries, &indexed, &key.0, &entity)?;
                 change.entities.push((key.clone(), entity));
                 change.rows.push((key.clone(), old, new));
             }
         }
-        let paths = self.paths(&mut tx, &change.keys()).await?;
-        let unknown = change.unknown(&paths);
-        if !unknown.is_empty() {
-            tx.rollback().await?;
-            return Ok(Outcome::NewPaths(unknown));
-        }
-        change.write(&mut tx, slot, &paths).await?;
+        change.write(&mut tx, slot, &indexed).await?;
         links.write(&mut tx, slot).await?;
         purge_links(&mut tx, slot, &ended_groups).await?;
         if matches!(place, Place::Live) {
@@ -334,7 +323,7 @@ impl Store {
         advance(&mut tx, place, slot, expected, last).await?;
         tx.commit().await?;
         let touched = keys.into_iter().filter(|key| parked.contains(key)).collect();
-        Ok(Outcome::Applied(ModelApplied::Advanced(last), slot, touched))
+        Ok(Applied { what: ModelApplied::Advanced(last), slot, touched })
     }
 
     /// Applies events; narrows a page that fails down to the event at fault and parks its entity.
@@ -424,52 +413,50 @@ impl Store {
     /// can do that.
     pub(super) async fn repair(&self, place: Place<'_>, key: &Key) -> Result<bool> {
         let registries = self.registries_of(std::iter::once(&key.0)).await?;
-        for _ in 0..PATH_TRIES_MAX {
-            let mut tx = self.backend().begin_write(Area::Model).await?;
-            let (slot, _) = lock(&mut tx, place).await?;
-            let select =
-                slot.sql("SELECT p.links_lost FROM model.parked_@ p WHERE p.tenant = $1 AND p.id = $2");
-            let parked = tx.fetch_optional(select.bind(&key.0).bind(&key.1)).await?;
-            if parked.map_or(Ok(false), |row| row.flag(0))? {
-                tx.rollback().await?;
-                return Ok(false);
-            }
-            // Read under the lock: the checkpoint stands still, so the state is no older than it, and
-            // every event that was skipped while parked is in it.
-            let mut change = Change::default();
-            if let Some(state) = self.state(&key.0, &key.1).await? {
-                let origins = self.origins(&key.0, std::slice::from_ref(&key.1)).await?;
-                let entity = Entity::of_state(&state, origin_of(origins.get(&key.1).copied(), &key.1)?);
-                change.rows.push((key.clone(), Vec::new(), rows_of(&registries, &key.0, &entity)?));
-                change.entities.push((key.clone(), entity));
-            }
-            change.emptied.insert(key.clone());
-            let paths = self.paths(&mut tx, &change.keys()).await?;
-            let unknown = change.unknown(&paths);
-            if !unknown.is_empty() {
-                tx.rollback().await?;
-                self.add_paths(&unknown).await?;
-                continue;
-            }
-            change.write(&mut tx, slot, &paths).await?;
-            let delete = slot.sql("DELETE FROM model.parked_@ WHERE tenant = $1 AND id = $2");
-            tx.execute(delete.bind(&key.0).bind(&key.1)).await?;
-            tx.commit().await?;
-            return Ok(true);
+        let mut tx = self.backend().begin_write(Area::Model).await?;
+        let (slot, _) = lock(&mut tx, place).await?;
+        let select = slot.sql("SELECT p.links_lost FROM model.parked_@ p WHERE p.tenant = $1 AND p.id = $2");
+        let parked = tx.fetch_optional(select.bind(&key.0).bind(&key.1)).await?;
+        if parked.map_or(Ok(false), |row| row.flag(0))? {
+            tx.rollback().await?;
+            return Ok(false);
         }
-        Err(new_paths_failed())
+        let indexed = Indexed::load(&mut tx, slot, std::iter::once(&key.0)).await?;
+        // Read under the lock: the checkpoint stands still, so the state is no older than it, and
+        // every event that was skipped while parked is in it.
+        let mut change = Change::default();
+        if let Some(state) = self.state(&key.0, &key.1).await? {
+            let origins = self.origins(&key.0, std::slice::from_ref(&key.1)).await?;
+            let entity = Entity::of_state(&state, origin_of(origins.get(&key.1).copied(), &key.1)?);
+            change.rows.push((key.clone(), Vec::new(), rows_of(&registries, &indexed, &key.0, &entity)?));
+            change.entities.push((key.clone(), entity));
+        }
+        change.emptied.insert(key.clone());
+        change.write(&mut tx, slot, &indexed).await?;
+        let delete = slot.sql("DELETE FROM model.parked_@ WHERE tenant = $1 AND id = $2");
+        tx.execute(delete.bind(&key.0).bind(&key.1)).await?;
+        tx.commit().await?;
+        Ok(true)
     }
 }
 
-/// The attribute rows an entity should have.
-pub(super) fn rows_of(registries: &Registries, tenant: &TenantId, entity: &Entity) -> Result<Vec<IndexRow>> {
+/// The attribute rows an entity should have: those of the attributes that its tenant asks for.
+pub(super) fn rows_of(
+    registries: &Registries,
+    indexed: &Indexed,
+    tenant: &TenantId,
+    entity: &Entity,
+) -> Result<Vec<IndexRow>> {
     let Some(document) = &entity.document else { return Ok(Vec::new()) };
     let name = &entity.resource_type;
     let known = registries.resource_type(tenant, name).ok_or_else(|| StoreError::Upgrade {
         position: entity.position,
         reason: format!("resource type {name:?} is unknown to this build"),
     })?;
-    Ok(index_rows(known, document))
+    let Some(paths) = indexed.of(tenant) else { return Ok(Vec::new()) };
+    let mut rows = index_rows(known, document);
+    rows.retain(|row| paths.number(&row.key).is_some());
+    Ok(rows)
 }
 
 fn key_of(event: &Recorded) -> Key {
@@ -483,10 +470,6 @@ pub(super) fn origin_of(origin: Option<Position>, id: &ResourceId) -> Result<Pos
 
 fn has_doubled(from: Position, to: Position) -> bool {
     (1_024..=ANALYZED_UNTIL).contains(&to) && from.max(1).ilog2() != to.ilog2()
-}
-
-fn new_paths_failed() -> StoreError {
-    StoreError::Busy { what: "numbering new attributes of the read model", retry_after_s: 1 }
 }
 
 /// Takes the slot's lock and gives the slot with its checkpoint. On PostgreSQL the pointer row is the
@@ -585,16 +568,7 @@ pub(super) struct Change {
 }
 
 impl Change {
-    pub(super) fn keys(&self) -> BTreeSet<String> {
-        let all = self.rows.iter().flat_map(|(_, old, new)| old.iter().chain(new));
-        all.map(|row| row.key.as_str()).collect::<BTreeSet<_>>().into_iter().map(str::to_owned).collect()
-    }
-
-    pub(super) fn unknown(&self, paths: &Paths) -> Vec<String> {
-        self.keys().into_iter().filter(|key| paths.number(key).is_none()).collect()
-    }
-
-    pub(super) async fn write(self, tx: &mut Tx, slot: Slot, paths: &Paths) -> Result<()> {
+    pub(super) async fn write(self, tx: &mut Tx, slot: Slot, indexed: &Indexed) -> Result<()> {
         let mut writes = Vec::new();
         let mut resources = Rows::new(&[
             ("tenant", Col::Text),
@@ -655,6 +629,7 @@ impl Change {
         let mut written =
             Rows::new(&[KEY[0], KEY[1], KEY[2], KEY[3], KEY[4], ("value", Col::Text), ("rest", Col::Text)]);
         for (key, old, new) in &self.rows {
+            let Some(paths) = indexed.of(&key.0) else { continue };
             let (old, new) = (numbered(old, paths), numbered(new, paths));
             let row_key = |(path, element, ordinal): &(i64, i64, i64)| {
                 vec![(&key.0).into(), (&key.1).into(), (*path).into(), (*element).into(), (*ordinal).into()]

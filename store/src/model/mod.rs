@@ -1,7 +1,7 @@
 //! The read model (D11): rows that answer any filter, behind the barrier of D3.
 //!
 //! Two equal sets of tables, the slots, stand side by side; `model.pointer` says which one is live. A
-//! slot is self-contained: resources with their documents, one attribute row per simple value, member
+//! slot is self-contained: resources with their documents, one attribute row per simple value of the attributes that are asked for, member
 //! links, parked entities, and the position up to which all of it is applied. It can be rebuilt from
 //! the journal at any time.
 
@@ -9,12 +9,12 @@ mod apply;
 mod barrier;
 mod cursor;
 mod filter_sql;
+mod index;
 mod page;
 mod rebuild;
 mod search;
 
-use std::collections::{BTreeSet, HashMap};
-use std::sync::{PoisonError, RwLock};
+use std::collections::HashMap;
 
 use annals_domain::ids::{Position, ResourceId, TenantId};
 
@@ -69,11 +69,11 @@ impl Slot {
     }
 }
 
-/// What a process remembers of the read model.
+/// What the queries of a process share.
 #[derive(Debug, Default)]
 pub(crate) struct ModelCache {
-    /// `model.path`: committed numbers only, which never change.
-    paths: RwLock<HashMap<String, i64>>,
+    /// Held by whoever builds an index.
+    building: tokio::sync::Mutex<()>,
 }
 
 /// How the read model is.
@@ -118,7 +118,7 @@ async fn pointer(tx: &mut Tx) -> Result<Pointer> {
     })
 }
 
-/// The numbers of attribute keys as far as they are known. Rows exist for known keys only.
+/// The numbers of attribute keys that have rows.
 #[derive(Debug, Default)]
 struct Paths(HashMap<String, i64>);
 
@@ -192,38 +192,5 @@ impl Store {
                 tracing::warn!(table, %error, "gathering statistics failed; queries may be slow for a while");
             }
         }
-    }
-
-    /// Numbers of the keys, from memory or as the transaction sees them.
-    async fn paths(&self, tx: &mut Tx, keys: &BTreeSet<String>) -> Result<Paths> {
-        let cache = &self.inner.model.paths;
-        let known = {
-            let cached = cache.read().unwrap_or_else(PoisonError::into_inner);
-            let known = keys.iter().filter_map(|key| Some((key.clone(), *cached.get(key)?)));
-            Paths(known.collect())
-        };
-        if known.0.len() == keys.len() {
-            return Ok(known);
-        }
-        let rows = tx.fetch_all(sql("SELECT p.name, p.number FROM model.path p")).await?;
-        let all = rows.iter().map(|row| Ok((row.text(0)?, row.int(1)?)));
-        let all = all.collect::<Result<HashMap<String, i64>>>()?;
-        let found = keys.iter().filter_map(|key| Some((key.clone(), *all.get(key)?))).collect();
-        // Readers see committed rows only, and writers add paths in a transaction of their own.
-        cache.write().unwrap_or_else(PoisonError::into_inner).extend(all);
-        Ok(Paths(found))
-    }
-
-    /// Gives numbers to new keys and commits them, before any row uses them.
-    async fn add_paths(&self, keys: &[String]) -> Result<()> {
-        let mut rows = Rows::new(&[("name", Col::Text), ("n", Col::Int)]);
-        for (n, key) in (1i64..).zip(keys) {
-            rows.push(vec![key.into(), n.into()]);
-        }
-        // Another process may take the same number or name first; the caller looks again.
-        let insert = sql("INSERT INTO model.path (number, name) \
-             SELECT (SELECT COALESCE(MAX(p.number), 0) FROM model.path p) + r.n, r.name FROM {rows} \
-             WHERE true ON CONFLICT DO NOTHING");
-        self.backend().execute(Area::Model, insert.rows(rows)).await.map(drop)
     }
 }

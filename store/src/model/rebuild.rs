@@ -16,6 +16,7 @@ use serde_json::Value;
 use super::apply::{
     Change, Entity, Key, PAGE_EVENTS_MAX, Place, lock, numbered, origin_of, park_rows, poisonous, rows_of,
 };
+use super::index::{Indexed, inherit_indexes, inherit_late_indexes};
 use super::{INDEX_FORMAT, MEMBERS, ModelApplied, Slot, pointer};
 use crate::Store;
 use crate::backend::{Area, Col, Row, Rows, Tx, sql};
@@ -33,7 +34,8 @@ const LINKS_PER_STEP_MAX: usize = 10_000;
 /// Entities compared in full before a switch.
 const SAMPLE_MAX: usize = 256;
 /// Tables of a slot with their keys.
-const TABLES: [(&str, &str); 4] = [
+const TABLES: [(&str, &str); 5] = [
+    ("indexed", "tenant, path"),
     ("attribute", "tenant, id, path, element, ordinal"),
     ("link", "tenant, attribute, from_id, to_id"),
     ("parked", "tenant, id"),
@@ -156,6 +158,10 @@ impl Store {
                 if rows > 0 {
                     return Ok(Copied { rows, finished: false });
                 }
+                let mut tx = self.backend().begin_write(Area::Model).await?;
+                lock(&mut tx, Place::Rebuild(&run.id)).await?;
+                inherit_indexes(&mut tx, run.slot).await?;
+                tx.commit().await?;
                 run.phase = Phase::Copying(self.open_snapshot(run.epoch).await?);
             }
             Phase::Copying(_) => {}
@@ -249,6 +255,7 @@ impl Store {
         let update = sql("UPDATE model.pointer SET live = $1, generation = generation + 1, \
              journal_epoch = $2, index_format = $3 WHERE id = 1");
         tx.execute(update.bind(run.slot.letter()).bind(run.epoch).bind(INDEX_FORMAT)).await?;
+        inherit_late_indexes(&mut tx, run.slot).await?;
         tx.execute(sql("DELETE FROM model.rebuild WHERE id = 1")).await?;
         tx.notify(Topic::Model.channel(), "").await?;
         let generation = pointer(&mut tx).await?.generation;
@@ -331,27 +338,20 @@ impl Store {
 
     async fn copy_page(&self, place: Place<'_>, states: &[StateRow], origins: &Origins) -> Result<()> {
         let registries = self.registries_of(states.iter().map(|state| &state.tenant)).await?;
-        loop {
-            let mut change = Change::default();
-            for state in states {
-                let key = (state.tenant.clone(), state.id.clone());
-                let entity = Entity::of_state(state, origin_of(origins.get(&key).copied(), &state.id)?);
-                change.rows.push((key.clone(), Vec::new(), rows_of(&registries, &state.tenant, &entity)?));
-                change.entities.push((key, entity));
-            }
-            let mut tx = self.backend().begin_write(Area::Model).await?;
-            tx.commit_lazily().await?;
-            let (slot, _) = lock(&mut tx, place).await?;
-            let paths = self.paths(&mut tx, &change.keys()).await?;
-            let unknown = change.unknown(&paths);
-            if unknown.is_empty() {
-                change.write(&mut tx, slot, &paths).await?;
-                return tx.commit().await;
-            }
-            tx.rollback().await?;
-            // Ends: the registry has a bounded number of keys, and each is numbered once.
-            self.add_paths(&unknown).await?;
+        let mut tx = self.backend().begin_write(Area::Model).await?;
+        tx.commit_lazily().await?;
+        let (slot, _) = lock(&mut tx, place).await?;
+        let indexed = Indexed::load(&mut tx, slot, states.iter().map(|state| &state.tenant)).await?;
+        let mut change = Change::default();
+        for state in states {
+            let key = (state.tenant.clone(), state.id.clone());
+            let entity = Entity::of_state(state, origin_of(origins.get(&key).copied(), &state.id)?);
+            let rows = rows_of(&registries, &indexed, &state.tenant, &entity)?;
+            change.rows.push((key.clone(), Vec::new(), rows));
+            change.entities.push((key, entity));
         }
+        change.write(&mut tx, slot, &indexed).await?;
+        tx.commit().await
     }
 
     /// Writes a page of links; with the last one the slot begins to follow from `start`.
@@ -458,6 +458,7 @@ impl Store {
         let origins = origins(journal, &states).await?;
         let registries = self.registries_of(states.iter().map(|state| &state.tenant)).await?;
 
+        let indexed = Indexed::load(model, run.slot, states.iter().map(|state| &state.tenant)).await?;
         let select = run.slot.sql(
             "SELECT r.tenant, r.id, m.version, m.position, m.document, p.position, m.origin FROM {rows} \
              LEFT JOIN model.resource_@ m ON m.tenant = r.tenant AND m.id = r.id \
@@ -502,11 +503,9 @@ impl Store {
             if document != entity.document.clone().map(|d| Value::Object(d.0)) {
                 return differs("document");
             }
-            let wanted = rows_of(&registries, &state.tenant, &entity)?;
-            let names = wanted.iter().map(|row| row.key.clone()).collect();
-            let paths = self.paths(model, &names).await?;
+            let wanted = rows_of(&registries, &indexed, &state.tenant, &entity)?;
             let found = attributes.remove(&key).unwrap_or_default();
-            let wanted = numbered(&wanted, &paths);
+            let wanted = indexed.of(&state.tenant).map(|paths| numbered(&wanted, paths)).unwrap_or_default();
             if !found.iter().map(|(at, value)| (*at, value.as_str())).eq(wanted) {
                 return differs("attribute rows");
             }

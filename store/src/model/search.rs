@@ -11,6 +11,7 @@ use annals_domain::scim::resource::Document;
 use annals_domain::scim::schema::{Registry, ResourceType};
 use annals_domain::scim::sort::{Place, Sort, SortKey};
 
+use super::Paths;
 use super::barrier::Snapshot;
 use super::filter_sql::{Translator, keys};
 use super::page::{At, Cut, FEW_MAX, Pager, Placed};
@@ -82,17 +83,18 @@ impl Store {
     pub async fn search(&self, search: &Search) -> Result<SearchPage> {
         // First: while the snapshot is held, nothing else is asked for.
         let registry = self.registry_of(&search.tenant).await?;
-        let snapshot = self.model_snapshot(&search.tenant, search.timeout).await?;
-        self.search_in(snapshot, &registry, search).await
+        let (snapshot, paths) =
+            self.indexed_snapshot(&search.tenant, &keys_of(search), search.timeout).await?;
+        self.search_in(snapshot, &paths, &registry, search).await
     }
 
     /// How the database would answer a query: its plans, a line each. For tests and for whoever wonders
     /// about a slow one.
     pub async fn explain_search(&self, search: &Search) -> Result<Vec<String>> {
         let registry = self.registry_of(&search.tenant).await?;
-        let Snapshot { mut tx, slot } = self.model_snapshot(&search.tenant, search.timeout).await?;
+        let (Snapshot { mut tx, slot }, paths) =
+            self.indexed_snapshot(&search.tenant, &keys_of(search), search.timeout).await?;
         let filter = search.filter.as_ref().unwrap_or(&Bound::True);
-        let paths = self.paths(&mut tx, &keys_of(search)).await?;
         let filter =
             Translator::new(&search.tenant, &paths, &registry, &search.resource_types).simplify(filter);
         let pager = Pager { search, registry: &registry, paths: &paths, slot, filter: &filter };
@@ -114,18 +116,18 @@ impl Store {
     async fn search_in(
         &self,
         snapshot: Snapshot,
+        paths: &Paths,
         registry: &Registry,
         search: &Search,
     ) -> Result<SearchPage> {
         let Snapshot { mut tx, slot } = snapshot;
         let types = &search.resource_types;
         let filter = search.filter.as_ref().unwrap_or(&Bound::True);
-        let paths = self.paths(&mut tx, &keys_of(search)).await?;
-        let filter = Translator::new(&search.tenant, &paths, registry, types).simplify(filter);
+        let filter = Translator::new(&search.tenant, paths, registry, types).simplify(filter);
         if types.is_empty() || filter == Bound::False {
             return Ok(SearchPage { total: 0, found: Vec::new(), next: None });
         }
-        let pager = Pager { search, registry, paths: &paths, slot, filter: &filter };
+        let pager = Pager { search, registry, paths, slot, filter: &filter };
 
         let limit = search.count.min(SEARCH_COUNT_MAX);
         let skip = if search.after.is_some() { 0 } else { search.start_index.saturating_sub(1) };

@@ -50,6 +50,13 @@ CREATE TABLE resource_a (
 CREATE INDEX resource_a_type ON resource_a (tenant, resource_type, origin) WHERE deleted = 0;
 CREATE INDEX resource_a_modified ON resource_a (tenant, resource_type, modified, id) WHERE deleted = 0;
 
+CREATE TABLE indexed_a (                    -- attributes that were asked for (decision 0008): only they have rows
+    tenant      TEXT NOT NULL,
+    path        INTEGER NOT NULL,
+    after       TEXT,                             -- null: complete; else rows are there up to this id
+    PRIMARY KEY (tenant, path)
+) STRICT, WITHOUT ROWID;
+
 CREATE TABLE attribute_a (
     tenant      TEXT NOT NULL,
     id          TEXT NOT NULL,
@@ -97,6 +104,13 @@ CREATE TABLE resource_b (
 ) STRICT;
 CREATE INDEX resource_b_type ON resource_b (tenant, resource_type, origin) WHERE deleted = 0;
 CREATE INDEX resource_b_modified ON resource_b (tenant, resource_type, modified, id) WHERE deleted = 0;
+
+CREATE TABLE indexed_b (                    -- attributes that were asked for (decision 0008): only they have rows
+    tenant      TEXT NOT NULL,
+    path        INTEGER NOT NULL,
+    after       TEXT,                             -- null: complete; else rows are there up to this id
+    PRIMARY KEY (tenant, path)
+) STRICT, WITHOUT ROWID;
 
 CREATE TABLE attribute_b (
     tenant      TEXT NOT NULL,
