@@ -833,15 +833,20 @@ async fn connect_sqlite(dir: &Path) -> Result<Pools> {
             .busy_timeout(Duration::from_secs(5))
             .foreign_keys(false)
             .pragma("cache_size", "-65536")
-            .pragma("wal_autocheckpoint", "4000")
+            // Whoever commits the last of these pages copies them back; pages that are written again and
+            // again, as the ends of indexes are, are copied once.
+            .pragma("wal_autocheckpoint", "16000")
             .pragma("journal_size_limit", "67108864")
             .pragma("temp_store", "memory");
-        let write = SqlitePoolOptions::new()
+        // A connection to a file does not break: to ask each time whether it works would cost as much as
+        // the question.
+        let pool = || SqlitePoolOptions::new().test_before_acquire(false);
+        let write = pool()
             .max_connections(1)
             .acquire_timeout(Duration::from_secs(30))
             .connect_with(options.clone())
             .await?;
-        let read = SqlitePoolOptions::new()
+        let read = pool()
             .max_connections(SQLITE_READERS_MAX)
             .acquire_timeout(Duration::from_secs(30))
             .connect_with(options.pragma("query_only", "on"))
