@@ -44,6 +44,8 @@ struct Load {
     requests: u64,
     errors: u64,
     seconds: f64,
+    /// Processor time of the whole process meanwhile, clients included; 0 where it cannot be read.
+    processor_seconds: f64,
     latencies: Vec<Duration>,
 }
 
@@ -52,10 +54,15 @@ impl Load {
         if self.seconds > 0.0 { self.requests as f64 / self.seconds } else { 0.0 }
     }
 
+    fn processor_us(&self) -> f64 {
+        self.processor_seconds * 1e6 / self.requests.max(1) as f64
+    }
+
     fn add(&mut self, other: Load) {
         self.requests += other.requests;
         self.errors += other.errors;
         self.seconds += other.seconds;
+        self.processor_seconds += other.processor_seconds;
         self.latencies.extend(other.latencies);
     }
 }
@@ -88,11 +95,12 @@ pub(crate) async fn run(config: &Config, args: Args) -> anyhow::Result<()> {
     let place = if config.is_embedded() { "SQLite" } else { "PostgreSQL" };
     let bus = if config.nats.url.is_empty() { "journal feed" } else { "NATS JetStream" };
     println!("{place}, {bus}, {} connections, {} s each", args.connections, args.seconds);
-    println!("handler\trequests\terrors\tper second\tp50 ms\tp99 ms");
+    println!("handler\trequests\terrors\tper second\tp50 ms\tp99 ms\tprocessor µs each");
     for (name, load) in [("bare", &mut theirs), ("annals", &mut ours)] {
         let (p50, p99) = (quantile_ms(&mut load.latencies, 0.5), quantile_ms(&mut load.latencies, 0.99));
         let rate = load.per_second();
-        println!("{name}\t{}\t{}\t{rate:.0}\t{p50:.2}\t{p99:.2}", load.requests, load.errors);
+        let (requests, errors, us) = (load.requests, load.errors, load.processor_us());
+        println!("{name}\t{requests}\t{errors}\t{rate:.0}\t{p50:.2}\t{p99:.2}\t{us:.0}");
     }
     println!("ratio\t{:.2}", ours.per_second() / theirs.per_second().max(1.0));
     println!(
@@ -145,6 +153,7 @@ async fn load(
 ) -> Load {
     let over = Arc::new(AtomicBool::new(false));
     let begun = Instant::now();
+    let processor = processor_seconds();
     let mut tasks = JoinSet::new();
     for number in 0..connections {
         let (token, over) = (token.to_owned(), over.clone());
@@ -164,7 +173,19 @@ async fn load(
         }
     }
     sum.seconds = begun.elapsed().as_secs_f64();
+    sum.processor_seconds = processor_seconds() - processor;
     sum
+}
+
+/// Processor time of this process so far, in seconds; 0 where the system does not tell (Linux does).
+fn processor_seconds() -> f64 {
+    /// `USER_HZ`: the unit of proc_pid_stat(5), the same on every Linux.
+    const TICKS_PER_SECOND: f64 = 100.0;
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    // The name in parentheses may hold anything; user and system time are the 12th and 13th after it.
+    let after = stat.rsplit(')').next().unwrap_or_default();
+    let ticks: f64 = after.split_whitespace().skip(11).take(2).filter_map(|t| t.parse::<f64>().ok()).sum();
+    ticks / TICKS_PER_SECOND
 }
 
 /// One keep-alive connection, one request after the other.
