@@ -99,6 +99,11 @@ impl Fixture {
     /// Makes the database refuse a title of `poison`, whatever the event.
     async fn poison(&self) {
         self.index(&["title", "displayname", "username"]).await;
+        self.poison_values().await;
+    }
+
+    /// The same, with whatever is indexed so far.
+    async fn poison_values(&self) {
         self.meddle(
             "CREATE TRIGGER poison BEFORE INSERT ON attribute_a WHEN new.value = 'poison' \
              BEGIN SELECT RAISE(ABORT, 'poison'); END; \
@@ -297,6 +302,10 @@ contract! {
     a_rebuild_goes_on_after_copying_and_ends_its_forerunner
     a_rebuild_parks_what_it_cannot_copy
     a_rebuild_that_differs_does_not_go_live
+    an_attribute_has_rows_once_it_was_asked_for
+    an_index_that_is_being_built_misses_no_change
+    a_document_that_cannot_be_indexed_keeps_nobody_else_out
+    a_rebuild_keeps_the_indexes
     pages_are_served_by_an_index
     lists_agree_with_their_evaluation_in_memory
 }
@@ -1078,6 +1087,118 @@ async fn a_rebuild_that_differs_does_not_go_live(f: Fixture) {
         assert_eq!(f.store.model_health().await.unwrap().generation, 1);
     }
     assert_eq!(rebuild(&f.store).await, Switched::Live(2), "a new run starts over");
+}
+
+// ---- indexes on first use (decision 0008) ----
+
+/// How many attribute rows the live slot has.
+async fn attribute_rows(f: &Fixture) -> i64 {
+    let count = "SELECT (SELECT COUNT(*) FROM model.attribute_a) + (SELECT COUNT(*) FROM model.attribute_b)";
+    match &f.database {
+        Database::Sqlite { dir } => {
+            let url = format!("sqlite://{}", dir.join("model.db").display());
+            let mut connection = sqlx::SqliteConnection::connect(&url).await.unwrap();
+            sqlx::query_scalar(&count.replace("model.", "")).fetch_one(&mut connection).await.unwrap()
+        }
+        Database::Postgres { url, .. } => {
+            let mut connection = sqlx::PgConnection::connect(url).await.unwrap();
+            sqlx::query_scalar(count).fetch_one(&mut connection).await.unwrap()
+        }
+    }
+}
+
+async fn an_attribute_has_rows_once_it_was_asked_for(f: Fixture) {
+    begin(&f).await;
+    let body = |name: &str| json!({ "userName": name, "title": "Boss", "nickName": name });
+    let anna = create(&f.store, "User", body("anna")).await;
+    follow(&f.store).await;
+    assert_eq!(attribute_rows(&f).await, 0, "nobody has asked");
+    assert_eq!(found(&f.store, "User", r#"title eq "boss""#).await, std::slice::from_ref(&anna));
+    assert_eq!(attribute_rows(&f).await, 1);
+    // From now on the projector keeps it, and nothing else.
+    let bo = create(&f.store, "User", body("bo")).await;
+    replace(&f.store, "User", &anna, json!({ "userName": "anna", "title": "Chief" })).await;
+    follow(&f.store).await;
+    assert_eq!(attribute_rows(&f).await, 2);
+    assert_eq!(found(&f.store, "User", r#"title eq "boss""#).await, [bo]);
+    // Another process asks for another one, and an order is a question, too.
+    let other = f.another().await;
+    assert_eq!(found(&other, "User", r#"nickName pr"#).await.len(), 1);
+    assert_eq!(attribute_rows(&f).await, 3);
+    other.close().await;
+    // What nobody has is asked for as well: its rows come with whoever has it.
+    assert_eq!(found(&f.store, "User", "userType pr").await, []);
+    let celik = create(&f.store, "User", json!({ "userName": "celik", "userType": "Guest" })).await;
+    follow(&f.store).await;
+    assert_eq!(found(&f.store, "User", "userType pr").await, [celik]);
+}
+
+async fn an_index_that_is_being_built_misses_no_change(f: Fixture) {
+    begin(&f).await;
+    let mut users = Vec::new();
+    for n in 0..30 {
+        let body = json!({ "userName": format!("user{n}"), "title": "old" });
+        users.push(create(&f.store, "User", body).await);
+    }
+    follow(&f.store).await;
+    f.index(&["title"]).await;
+    // As if whoever built it had been stopped in the middle: what comes after is not there.
+    let middle = &users[14];
+    f.meddle(
+        &format!("UPDATE indexed_a SET after = '{middle}'; DELETE FROM attribute_a WHERE id > '{middle}'"),
+        &format!(
+            "UPDATE model.indexed_a SET after = '{middle}'; \
+             DELETE FROM model.attribute_a WHERE id > '{middle}'"
+        ),
+    )
+    .await;
+    // Changes on both sides of the place, of what has rows and of what has none yet.
+    for at in [3, 20] {
+        replace(&f.store, "User", &users[at], json!({ "userName": format!("user{at}"), "title": "new" }))
+            .await;
+    }
+    for at in [4, 21] {
+        replace(&f.store, "User", &users[at], json!({ "userName": format!("user{at}") })).await;
+    }
+    for at in [5, 22] {
+        execute(&f.store, "User", &users[at], Command::Delete).await;
+    }
+    follow(&f.store).await;
+    assert_eq!(found(&f.store, "User", r#"title eq "new""#).await, [users[3].clone(), users[20].clone()]);
+    assert_eq!(found(&f.store, "User", r#"title eq "old""#).await.len(), 24);
+    assert_eq!(found(&f.store, "User", "not (title pr)").await, [users[4].clone(), users[21].clone()]);
+    assert_eq!(attribute_rows(&f).await, 26);
+}
+
+async fn a_document_that_cannot_be_indexed_keeps_nobody_else_out(f: Fixture) {
+    begin(&f).await;
+    let mut users = Vec::new();
+    for n in 0..9 {
+        let title = if n == 4 { "poison" } else { "fine" };
+        users.push(create(&f.store, "User", json!({ "userName": format!("u{n}"), "title": title })).await);
+    }
+    follow(&f.store).await;
+    f.poison_values().await;
+    assert_eq!(found(&f.store, "User", r#"title eq "fine""#).await.len(), 8);
+    assert_eq!(f.store.model_health().await.unwrap().parked, 1);
+    f.cure().await;
+    assert_eq!(f.store.redrive_parked(10).await.unwrap().repaired, 1);
+    assert_eq!(found(&f.store, "User", r#"title eq "poison""#).await, [users[4].clone()]);
+}
+
+async fn a_rebuild_keeps_the_indexes(f: Fixture) {
+    populate(&f).await;
+    follow(&f.store).await;
+    f.index(&["username"]).await;
+    let rows = attribute_rows(&f).await;
+    let mut run = f.store.rebuild_begin().await.unwrap();
+    while !f.store.rebuild_copy(&mut run).await.unwrap().finished {}
+    assert_eq!(attribute_rows(&f).await, 2 * rows, "copied with its rows");
+    // Asked for too late to be copied: the next question builds it anew.
+    assert_eq!(found(&f.store, "User", r#"emails.value eq "7@x.test""#).await.len(), 1);
+    assert!(matches!(f.store.rebuild_compare_and_switch(&mut run).await.unwrap(), Switched::Live(2)));
+    assert_eq!(found(&f.store, "User", r#"emails.value eq "7@x.test""#).await.len(), 1);
+    assert_eq!(found(&f.store, "User", "userName pr").await.len(), 29);
 }
 
 // ---- speed ----
