@@ -11,7 +11,8 @@ use annals_domain::event::Recorded;
 use annals_domain::ids::Position;
 use annals_store::{BusEpoch, Store};
 use async_nats::jetstream::consumer::pull;
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
+use tokio::task::unconstrained;
 use tokio::time::{Instant, timeout_at};
 
 use crate::message::{self, Decoded};
@@ -231,13 +232,21 @@ impl JetStreamFeed {
         let mut page: Vec<Decoded> = Vec::new();
         let mut bytes = 0;
         let mut next = after + 1;
+        let mut more_on_the_way = true;
         let surprise = loop {
-            let limit = if page.is_empty() { deadline } else { Instant::now() + FOLLOW_TIMEOUT };
-            let message = match timeout_at(limit, reader.messages.next()).await {
-                Err(_elapsed) => break None,
-                Ok(None) => break Some("the consumer has ended".to_owned()),
-                Ok(Some(Err(error))) => break Some(format!("the consumer failed: {error}")),
-                Ok(Some(Ok(message))) => message,
+            let arrived = if more_on_the_way {
+                let limit = if page.is_empty() { deadline } else { Instant::now() + FOLLOW_TIMEOUT };
+                timeout_at(limit, reader.messages.next()).await.ok()
+            } else {
+                // It was the newest when the server sent it; what followed since may be here already, and
+                // a page for each message of a busy stream would be a transaction each.
+                unconstrained(reader.messages.next()).now_or_never()
+            };
+            let message = match arrived {
+                None => break None,
+                Some(None) => break Some("the consumer has ended".to_owned()),
+                Some(Some(Err(error))) => break Some(format!("the consumer failed: {error}")),
+                Some(Some(Ok(message))) => message,
             };
             let Ok(info) = message.info() else { break Some("a message has no sequence".to_owned()) };
             let headers = message.headers.as_ref();
@@ -265,9 +274,10 @@ impl JetStreamFeed {
             next += 1;
             bytes += message.payload.len();
             page.push(decoded);
-            if page.len() >= max || bytes >= PAGE_BYTES || info.pending == 0 {
+            if page.len() >= max || bytes >= PAGE_BYTES {
                 break None;
             }
+            more_on_the_way = info.pending > 0;
         };
         reader.next = next;
         let Some(last) = page.last() else { return Ok(surprise.map_or(Page::Quiet, Page::Surprise)) };

@@ -69,7 +69,10 @@ async fn an_idle_relay_wakes_when_an_event_is_written() {
         let began = Instant::now();
         let (idle, _) = tokio::join!(relay.step(), users(&store, 1));
         idle.unwrap();
-        mirror(&mut relay, &store, &scaled.nats).await;
+        // If the event was there before the relay looked, it is published already, and a step would wait.
+        if mirrored(&store, &scaled.nats).await < Some(store.head().await.unwrap().position) {
+            mirror(&mut relay, &store, &scaled.nats).await;
+        }
         assert!(began.elapsed() < PATIENCE / 2, "{:?}", began.elapsed());
     }
 }
