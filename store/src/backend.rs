@@ -12,6 +12,7 @@
 //! | read snapshot | `REPEATABLE READ READ ONLY` | a deferred transaction |
 //! | lazy commit of read models | `synchronous_commit = off` | `synchronous = NORMAL` of that file |
 //! | wake-ups | `NOTIFY`/`LISTEN`, and polls | the process's own channels, and polls |
+//! | plan of what writes | by key: no scans of whole tables, no hash joins | as it is written |
 //! | text order | `COLLATE "C"` in the migrations | `BINARY`, the default |
 
 use std::path::{Path, PathBuf};
@@ -627,6 +628,10 @@ const SQLITE_READERS_MAX: u32 = 4;
 /// How long a writer of PostgreSQL may wait for a lock, and sit idle in a transaction: it takes the
 /// counter row away from a frozen node (D1).
 const WRITER_TIMEOUT_MS: &str = "5000";
+/// What a transaction that writes does without on PostgreSQL. Its statements go from a few keys to their
+/// rows by an index; a planner that saw a table when it was small, or has never seen it, would read all of
+/// it for every batch.
+const BY_KEY: [&str; 3] = ["enable_seqscan", "enable_hashjoin", "enable_mergejoin"];
 
 impl Backend {
     /// Opens the pools. PostgreSQL must be reachable; SQLite files are made if they are missing.
@@ -659,8 +664,12 @@ impl Backend {
     pub async fn begin_write(&self, area: Area) -> Result<Tx> {
         Ok(match &self.pools {
             Pools::Postgres { pool, writer } => {
-                let pool = if area == Area::Journal { writer } else { pool };
-                Tx::Postgres(pool.begin().await?)
+                if area == Area::Journal {
+                    Tx::Postgres(writer.begin().await?)
+                } else {
+                    let settings = BY_KEY.map(|name| format!("; SET LOCAL {name} = off")).concat();
+                    Tx::Postgres(pool.begin_with(format!("BEGIN{settings}")).await?)
+                }
             }
             Pools::Sqlite { files } => {
                 Tx::Sqlite(Self::file(files, area).write.begin_with("BEGIN IMMEDIATE").await?)
@@ -807,9 +816,10 @@ async fn connect_postgres(url: &str, connections_max: u32) -> Result<Pools> {
         .acquire_timeout(Duration::from_secs(5))
         .after_connect(|connection, _| {
             Box::pin(async move {
+                let by_key = BY_KEY.map(|name| format!("; SET {name} = off")).concat();
                 let text = format!(
                     "SET idle_in_transaction_session_timeout = {WRITER_TIMEOUT_MS}; \
-                     SET lock_timeout = {WRITER_TIMEOUT_MS}"
+                     SET lock_timeout = {WRITER_TIMEOUT_MS}{by_key}"
                 );
                 sqlx::Executor::execute(connection, text.as_str()).await.map(drop)
             })
