@@ -242,6 +242,7 @@ fn users() {
         ("PA-006", r#"{"op":"replace","path":"ENT:manager.displayName","value":"x"}"#, "400 mutability".to_owned()),
         ("CS-022", r#"{"op":"replace","value":{"title":"a","TITLE":"b"}}"#, "400 invalidSyntax".to_owned()),
         ("IN-005", "{\"op\":\"replace\",\"path\":\"title\",\"value\":\"a\\u0000\"}", "400 invalidValue".to_owned()),
+        ("IN-005", r#"{"op":"replace","path":"manager","value":{"$ref":"../Users/a\u0000"}}"#, "400 invalidValue".to_owned()),
         ("add merge", r#"{"op":"add","path":"name","value":{"middleName":"M"}}"#, r#"name.middleName="M""#.to_owned()),
         (
             "add filter merge",

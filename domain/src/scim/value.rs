@@ -163,7 +163,7 @@ fn object_parts<'a>(
     if attribute.resource_ref {
         let at = parts.iter().position(|(sub, _)| sub.name == "value");
         match (at, reference, attribute.sub("value")) {
-            (None, Some(id), Some(sub)) => parts.push((sub, Some(json!(id)))),
+            (None, Some(id), Some(sub)) => parts.push((sub, canonical(sub, &json!(id), dialect)?)),
             (Some(at), ..) if parts[at].1 == Some(json!("")) => {
                 if attribute.multi_valued || !dialect.allow(Quirk::EmptyUnassigns) {
                     return Err(ScimError::invalid_value(format!("{}.value is empty", attribute.path)));
