@@ -228,7 +228,7 @@ impl<'a> Patcher<'a, '_> {
                 Literal::Word(word) => value::boolean(word).map_or(Value::Null, Value::from),
                 Literal::Null => Value::Null,
             };
-            if let Some(value) = value::canonical(sub, &value, self.dialect)?
+            if let Some(value) = self.part_value(attribute, sub, &value)?
                 && seed.insert(sub.name.clone(), value.clone()).is_some_and(|other| other != value)
             {
                 return Ok(None);
