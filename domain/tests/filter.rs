@@ -270,6 +270,9 @@ fn errors_name_position_and_token() {
         });
         assert_eq!(error.unwrap_err().detail, expect);
     }
+    let error = bound(r#"manager.value eq "u2""#, "u1", Context::GET, Profile::Strict).unwrap_err();
+    let full = "urn:ietf:params:scim:schemas:extension:enterprise:2.0:User:manager.value";
+    assert_eq!(error.detail, format!(r#""manager.value" must be written in full, as "{full}""#));
 }
 
 #[test]
