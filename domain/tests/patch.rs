@@ -249,6 +249,11 @@ fn users() {
         ("CS-022", r#"{"op":"replace","value":{"title":"a","TITLE":"b"}}"#, "400 invalidSyntax".to_owned()),
         ("IN-005", "{\"op\":\"replace\",\"path\":\"title\",\"value\":\"a\\u0000\"}", "400 invalidValue".to_owned()),
         (
+            "CS-035",
+            r#"{"op":"replace","path":"emails[type pr]","value":{"type":"work","value":"x"}}"#,
+            r#"emails=[{"type":"work","value":"x"}]"#.to_owned(),
+        ),
+        (
             "IN-005b",
             r#"{"op":"replace","path":"ENT:manager","value":{"$ref":"../Users/a\u0000"}}"#,
             "400 invalidValue".to_owned(),

@@ -53,6 +53,9 @@ impl<'a> Patcher<'a, '_> {
             }
         }
         list.retain(|element| !element.as_object().is_some_and(Map::is_empty));
+        // CS-035: what became the same is there once, as in a PUT of it.
+        let mut seen = HashSet::with_capacity(list.len());
+        list.retain(|element| seen.insert(identity(attribute, element)));
         check_len(attribute, &list)?;
         self.assign(attribute, (!list.is_empty()).then_some(Value::Array(list)))
     }
