@@ -144,12 +144,12 @@ fn plain(path: &str) -> bool {
     !path.is_empty() && !path.contains(['/', '{', '.'])
 }
 
-/// POST on `/Me` (ME-003): known to the RFC, not to us (EP-003).
+/// POST on `/Me` (ME-003): nobody makes the user that a token is to stand for with that token (EP-003).
 async fn not_implemented(visitor: Visitor) -> ApiError {
     if visitor.caller.is_none() {
         return auth::no_credentials();
     }
-    ApiError::status(501, "this endpoint is not supported; see ServiceProviderConfig")
+    ApiError::status(501, "POST /Me is not supported: users are created at /Users")
 }
 
 /// VB-002: another version than ours is refused, not missed.

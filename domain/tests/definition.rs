@@ -32,6 +32,7 @@ fn a_definition_survives_its_own_json() {
                 {"name": "value", "type": "decimal"}, {"name": "primary", "type": "boolean"}]},
             {"name": "kind", "canonicalValues": ["a", "b"], "x-closed": true, "mutability": "immutable"},
             {"name": "at", "type": "dateTime", "returned": "request", "description": null},
+            {"name": "guid", "caseExact": true, "uniqueness": "global"},
         ],
     });
     let read = SchemaDefinition::read(&given).unwrap();
@@ -86,7 +87,8 @@ fn schemas_that_cannot_be_taken() {
         (with(json!({"name": "a", "mutability": "readOnly", "required": true})), "a", "readOnly"),
         (with(json!({"name": "a", "mutability": "sometimes"})), "a.mutability", "one of"),
         (with(json!({"name": "a", "returned": "maybe"})), "a.returned", "one of"),
-        (with(json!({"name": "a", "uniqueness": "global"})), "a", "global"),
+        (with(json!({"name": "a", "uniqueness": "always"})), "a.uniqueness", "one of"),
+        (with(json!({"name": "a", "uniqueness": "global", "multiValued": true})), "a", "single value"),
         (with(json!({"name": "a", "uniqueness": "server", "multiValued": true})), "a", "single value"),
         (with(json!({"name": "a", "type": "boolean", "uniqueness": "server"})), "a", "cannot be unique"),
         (with(json!({"name": "a", "type": "binary", "uniqueness": "server"})), "a", "cannot be unique"),

@@ -15,7 +15,7 @@ use annals_domain::scim::schema::{AttrType, Attribute, Registry};
 use annals_domain::view::{IndexRow, LookupKind, index_rows};
 use fixture::{document, full, resource_type, short};
 use proptest::prelude::*;
-use serde_json::json;
+use serde_json::{Value, json};
 
 const STRICT: Profile = Profile::Strict;
 const COMPAT: Profile = Profile::Generic;
@@ -270,6 +270,9 @@ fn errors_name_position_and_token() {
         });
         assert_eq!(error.unwrap_err().detail, expect);
     }
+    let error = bound(r#"manager.value eq "u2""#, "u1", Context::GET, Profile::Strict).unwrap_err();
+    let full = "urn:ietf:params:scim:schemas:extension:enterprise:2.0:User:manager.value";
+    assert_eq!(error.detail, format!(r#""manager.value" must be written in full, as "{full}""#));
 }
 
 #[test]
@@ -415,6 +418,16 @@ proptest! {
     fn the_parser_never_panics(text in any::<String>(), tokens in "[a-z.\\[\\]()\" \\\\:$0-9]{0,60}") {
         let _ = parse(&text, Budget::default());
         let _ = parse(&tokens, Budget::default());
+    }
+
+    /// Also what is kept: a document whose text is read again has the same decimals, to the last bit.
+    #[test]
+    fn a_number_is_the_same_when_it_is_read_again(text in "-?[1-9][0-9]{0,30}(\\.[0-9]{1,25})?(e-?[0-9]{1,2})?") {
+        let filter = parse(&format!("size eq {text}"), Budget::default()).unwrap();
+        prop_assert_eq!(parse(&filter.to_string(), Budget::default()), Ok(filter), "{}", text);
+        let document: Value = serde_json::from_str(&format!(r#"{{"size": {text}}}"#)).unwrap();
+        let again: Value = serde_json::from_str(&document.to_string()).unwrap();
+        prop_assert_eq!(document, again, "{}", text);
     }
 
     #[test]

@@ -48,6 +48,12 @@ fn outcome(id: &str, result: Result<Patched, ScimError>) -> String {
     parts.join("; ")
 }
 
+/// A replacement by a value in which `LONG` stands for a text that is too long for an id.
+fn replace_by(path: &str, value: &str) -> String {
+    let value = value.replace("LONG", &"x".repeat(ResourceId::LEN_BYTES_MAX + 1));
+    format!(r#"{{"op":"replace","path":"{path}","value":{value}}}"#)
+}
+
 fn shown(value: &Option<Value>) -> String {
     value.as_ref().map_or("∅".to_owned(), short)
 }
@@ -242,6 +248,19 @@ fn users() {
         ("PA-006", r#"{"op":"replace","path":"ENT:manager.displayName","value":"x"}"#, "400 mutability".to_owned()),
         ("CS-022", r#"{"op":"replace","value":{"title":"a","TITLE":"b"}}"#, "400 invalidSyntax".to_owned()),
         ("IN-005", "{\"op\":\"replace\",\"path\":\"title\",\"value\":\"a\\u0000\"}", "400 invalidValue".to_owned()),
+        (
+            "CS-035",
+            r#"{"op":"replace","path":"emails[type pr]","value":{"type":"work","value":"x"}}"#,
+            r#"emails=[{"type":"work","value":"x"}]"#.to_owned(),
+        ),
+        (
+            "IN-005b",
+            r#"{"op":"replace","path":"ENT:manager","value":{"$ref":"../Users/a\u0000"}}"#,
+            "400 invalidValue".to_owned(),
+        ),
+        ("no id", &replace_by("ENT:manager", r#"{"value":"LONG"}"#), "400 invalidValue".to_owned()),
+        ("no id, $ref", &replace_by("ENT:manager", r#"{"$ref":"../Users/LONG"}"#), "400 invalidValue".to_owned()),
+        ("no id, part", &replace_by("ENT:manager.value", r#""LONG""#), "400 invalidValue".to_owned()),
         ("add merge", r#"{"op":"add","path":"name","value":{"middleName":"M"}}"#, r#"name.middleName="M""#.to_owned()),
         (
             "add filter merge",
@@ -422,6 +441,7 @@ fn groups() {
         ("GR-003", r#"{"op":"add","path":"members","value":[{"$ref":"../Users/u3"}]}"#, "+u3"),
         ("GR-003b", r#"{"op":"add","path":"members","value":[{"type":"User"}]}"#, "400 invalidValue"),
         ("GR-003c", r#"{"op":"add","path":"members","value":[{"value":""}]}"#, "400 invalidValue"),
+        ("no id", &replace_by("members", r#"[{"value":"LONG"}]"#), "400 invalidValue"),
         ("null", r#"{"op":"replace","path":"members","value":[null]}"#, "400 invalidValue"),
         ("filter", r#"{"op":"remove","path":"members[type eq \"User\"]"}"#, "400 invalidFilter"),
         (

@@ -108,6 +108,7 @@ fn bodies_that_every_profile_reads_alike() {
         ),
         ("CS-027b", r#""userName":"a","x509Certificates":[{"value":"%"}]"#, "400 invalidValue"),
         ("IN-005", r#""userName":"a\u0000""#, "400 invalidValue"),
+        ("IN-005b", r#""userName":"a","ENT":{"manager":{"$ref":"a\u0000b"}}"#, "400 invalidValue"),
         ("US-004", r#""userName":"a","password":"x""#, r#"{"active":true,"userName":"a"} password"#),
         ("US-004b", r#""userName":"a","password":"""#, "400 invalidValue"),
         (

@@ -7,6 +7,7 @@
 use std::sync::{Arc, LazyLock};
 
 use annals_domain::clock::Timestamp;
+use annals_domain::definition::{Definitions, ResourceTypeDefinition, SchemaDefinition};
 use annals_domain::ids::ResourceId;
 use annals_domain::scim::dialect::{Dialect, Profile};
 use annals_domain::scim::error::ScimError;
@@ -98,6 +99,13 @@ const WORDS: &[&str] = &[
     "display",
     "nosuch",
     "\t",
+    "size",
+    "made",
+    "parts",
+    "sizes",
+    "keepers",
+    "urn:xx:More:",
+    "1e21",
 ];
 
 /// Names of members in bodies and PATCH messages.
@@ -138,6 +146,21 @@ const NAMES: &[&str] = &[
     "nosuch",
     "",
     "urn:ietf:params:scim:schemas:core:2.0:User:title",
+    "size",
+    "count",
+    "made",
+    "code",
+    "batch",
+    "site",
+    "blob",
+    "page",
+    "sizes",
+    "dates",
+    "spot",
+    "parts",
+    "keeper",
+    "keepers",
+    "urn:xx:More",
 ];
 
 /// Texts of values.
@@ -211,6 +234,27 @@ const PATHS: &[&str] = &[
     "",
     "photos",
     "ims.type",
+    "size",
+    "made",
+    "batch",
+    "sizes",
+    "sizes[value gt 0]",
+    "dates",
+    "spot",
+    "spot.size",
+    "parts",
+    "parts[size gt 1].size",
+    "parts[value eq \"b\"]",
+    "parts[type eq \"other\"].size",
+    "parts.made",
+    "keeper",
+    "keeper.value",
+    "keeper.made",
+    "keepers",
+    "keepers[value eq \"u2\"].type",
+    "keepers[type eq \"work\"].value",
+    "urn:xx:More:size",
+    "urn:xx:More",
 ];
 
 /// Choices, made of bytes; when they have run out, the first of everything.
@@ -242,7 +286,8 @@ impl<'a> Choices<'a> {
         match self.below(if depth == 0 { 5 } else { 8 }) {
             0 | 1 => json!(self.one(TEXTS)),
             2 => json!(self.below(2) == 1),
-            3 => [json!(0), json!(-7), json!(1.5), json!(u64::MAX)][self.below(4)].clone(),
+            3 => [json!(0), json!(-7), json!(1.5), json!(u64::MAX), json!(-0.0), json!(1e21)][self.below(6)]
+                .clone(),
             4 => Value::Null,
             5 => (0..self.below(4)).map(|_| self.json(depth - 1)).collect(),
             _ => self.object(depth - 1),
@@ -269,6 +314,50 @@ impl<'a> Choices<'a> {
     }
 }
 
+/// A tenant's own schema, with every type of attribute alone, in lists and in parts.
+const THING: &str = "urn:xx:Thing";
+/// An extension of it, with a name that the schema has too.
+const MORE: &str = "urn:xx:More";
+
+fn registry() -> Arc<Registry> {
+    static REGISTRY: LazyLock<Arc<Registry>> = LazyLock::new(|| {
+        let size = json!({"name": "size", "type": "decimal"});
+        let thing = json!({"id": THING, "attributes": [
+            size,
+            {"name": "count", "type": "integer"},
+            {"name": "made", "type": "dateTime"},
+            {"name": "flag", "type": "boolean"},
+            {"name": "page", "type": "reference", "referenceTypes": ["external"]},
+            {"name": "blob", "type": "binary", "caseExact": true},
+            {"name": "code", "caseExact": true, "uniqueness": "server"},
+            {"name": "site", "canonicalValues": ["work", "home"], "x-closed": true},
+            {"name": "batch", "mutability": "immutable"},
+            {"name": "sizes", "type": "decimal", "multiValued": true},
+            {"name": "dates", "type": "dateTime", "multiValued": true},
+            {"name": "spot", "type": "complex", "subAttributes": [size, {"name": "made", "type": "dateTime"}]},
+            {"name": "parts", "type": "complex", "multiValued": true, "subAttributes": [
+                {"name": "value"}, {"name": "type"}, {"name": "primary", "type": "boolean"}, size,
+                {"name": "made", "type": "dateTime"}, {"name": "batch", "mutability": "immutable"}]},
+            {"name": "keeper", "type": "complex", "subAttributes": [
+                {"name": "value"}, {"name": "$ref", "type": "reference", "referenceTypes": ["User"]},
+                {"name": "made", "type": "dateTime"}]},
+            {"name": "keepers", "type": "complex", "multiValued": true, "subAttributes": [
+                {"name": "value"}, {"name": "$ref", "type": "reference", "referenceTypes": ["User", "Group"]},
+                {"name": "type"}]},
+        ]});
+        let more = json!({"id": MORE, "attributes": [{"name": "size", "type": "integer"}, {"name": "note"}]});
+        let rt = json!({"name": "Thing", "endpoint": "/Things", "schema": THING,
+                        "schemaExtensions": [{"schema": MORE}]});
+        let schema = |json: &Value| SchemaDefinition::read(json).expect("a good schema");
+        let definitions = Definitions::default()
+            .with_schema(schema(&thing))
+            .with_schema(schema(&more))
+            .with_resource_type(ResourceTypeDefinition::read(&rt).expect("a good type"));
+        definitions.check().expect("they fit together")
+    });
+    REGISTRY.clone()
+}
+
 /// A resource to start from.
 struct Fixture {
     id: ResourceId,
@@ -277,7 +366,7 @@ struct Fixture {
 }
 
 fn fixture(id: &str, name: &str, body: &Value) -> Fixture {
-    let registry = Registry::standard();
+    let registry = registry();
     let resource_type = registry.resource_type(name).expect("a standard type").clone();
     let parsed = parse(&registry, &resource_type, body, &mut Dialect::new(Profile::Generic));
     Fixture { id: ResourceId::from_text(id), resource_type, document: parsed.expect("a good body").document }
@@ -291,10 +380,18 @@ static FIXTURES: LazyLock<Vec<Fixture>> = LazyLock::new(|| {
                    {"value": "anna@home.test", "type": "home"}],
         ENTERPRISE_USER: {"employeeNumber": "42", "department": "R&D", "manager": {"value": "u2"}},
     });
+    let thing = json!({
+        "size": 1.5, "count": 7, "made": "2026-02-01T00:00:00Z", "code": "C", "batch": "B", "sizes": [0.1, -7],
+        "spot": {"size": -0.0}, "keeper": {"value": "u1", "made": "2026-02-01T01:00:00+01:00"},
+        "keepers": [{"value": "u2", "type": "work"}],
+        "parts": [{"value": "a", "type": "work", "size": 1.5}, {"value": "b", "primary": true, "batch": "B"}],
+        MORE: {"size": 3},
+    });
     vec![
         fixture("u1", "User", &anna),
         fixture("u3", "User", &json!({"userName": "celik", "title": "", "active": null})),
         fixture("g1", "Group", &json!({"displayName": "Ops"})),
+        fixture("t1", "Thing", &thing),
     ]
 });
 
@@ -349,13 +446,7 @@ pub fn filter(data: &[u8]) {
             [(Context::GET, PROFILES[0]), (Context::BODY, PROFILES[1]), (Context::GET.root(), PROFILES[2])]
         {
             let bound = |filter: &Filter| {
-                bind(
-                    filter,
-                    &Registry::standard(),
-                    &fixture.resource_type,
-                    context,
-                    &mut Dialect::new(profile),
-                )
+                bind(filter, &registry(), &fixture.resource_type, context, &mut Dialect::new(profile))
             };
             match (bound(&parsed), bound(&opposite)) {
                 (Ok(straight), Ok(opposite)) => {
@@ -413,7 +504,7 @@ pub fn path(data: &[u8]) {
         }
         Err(_) => text,
     };
-    let registry = Registry::standard();
+    let registry = registry();
     for fixture in FIXTURES.iter() {
         for &profile in Profile::ALL {
             let strict = |path: &str, wanted: Named<'_>| {
@@ -477,12 +568,12 @@ fn patched(
     operations: &[Operation],
     profile: Profile,
 ) -> Result<Patched, ScimError> {
-    let (registry, mut dialect) = (Registry::standard(), Dialect::new(profile));
+    let (registry, mut dialect) = (registry(), Dialect::new(profile));
     apply(&registry, &fixture.resource_type, &fixture.id, document, operations, &mut dialect)
 }
 
 fn is_valid(fixture: &Fixture, document: &Document, profile: Profile, context: &dyn Fn() -> String) {
-    let registry = Registry::standard();
+    let registry = registry();
     is_canonical(&Value::Object(document.0.clone()), true);
     let shown = shown(fixture, document);
     let mut dialect = Dialect::new(profile);
@@ -520,7 +611,7 @@ pub fn resource(data: &[u8]) {
             Err(_) => return,
         },
     };
-    let registry = Registry::standard();
+    let registry = registry();
     for fixture in FIXTURES.iter() {
         for &profile in Profile::ALL {
             let context = || format!("{} {profile}: {body}", fixture.resource_type.name);
@@ -555,7 +646,7 @@ fn projects(
     let names = names.join(",");
     for (attributes, excluded) in [(Some(names.as_str()), None), (None, Some(names.as_str()))] {
         let mut dialect = Dialect::new(profile);
-        let registry = Registry::standard();
+        let registry = registry();
         let projection =
             Projection::new(&registry, &fixture.resource_type, attributes, excluded, &mut dialect);
         let part: Map<String, Value> = projection.expect("one of the two").apply(whole.clone());

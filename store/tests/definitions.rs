@@ -1,8 +1,8 @@
 //! Schemas and resource types of a tenant, on SQLite and on PostgreSQL: in force at once in every process,
 //! and never older than what a commit was decided by (decision 0007).
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use annals_domain::clock::{Clock, Entropy, Timestamp};
@@ -10,14 +10,19 @@ use annals_domain::definition::{ResourceTypeDefinition, SchemaDefinition};
 use annals_domain::event::{Actor, Cause};
 use annals_domain::ids::{ResourceId, TenantId};
 use annals_domain::resource::Command;
+use annals_domain::scim::bulk::{Method, plan};
 use annals_domain::scim::dialect::{Dialect, Profile};
+use annals_domain::scim::error::ScimError;
 use annals_domain::scim::filter::{Budget, Context, bind, parse};
-use annals_domain::scim::schema::Registry;
+use annals_domain::scim::patch::parse_request;
+use annals_domain::scim::schema::{Registry, ResourceType};
 use annals_domain::tenant::TenantSettings;
 use annals_domain::view::LookupKind;
 use annals_store::model::Search;
 use annals_store::tenants::By;
-use annals_store::{Database, Executed, IfMatch, Limits, Request, RootKey, Store, StoreError, StoreOptions};
+use annals_store::{
+    Bulk, BulkOutcome, Database, Executed, IfMatch, Limits, Request, RootKey, Store, StoreError, StoreOptions,
+};
 use serde_json::{Value, json};
 
 const BADGE: &str = "urn:example:ext:Badge";
@@ -42,7 +47,32 @@ impl Entropy for Counter {
     }
 }
 
+type Deed = Box<dyn FnOnce() + Send>;
+
+/// Chance that does something once, when a number is asked of it: in the middle of a decision.
+struct Ambush {
+    numbers: Counter,
+    deed: Mutex<Option<Deed>>,
+}
+
+impl Ambush {
+    fn arm(&self, deed: Deed) {
+        *self.deed.lock().unwrap() = Some(deed);
+    }
+}
+
+impl Entropy for Ambush {
+    fn fill(&self, bytes: &mut [u8]) {
+        let deed = self.deed.lock().unwrap().take();
+        if let Some(deed) = deed {
+            deed();
+        }
+        self.numbers.fill(bytes);
+    }
+}
+
 struct Fixture {
+    database: Database,
     /// Three processes on the same data.
     a: Store,
     b: Store,
@@ -71,7 +101,7 @@ impl Fixture {
             let registry = store.registry_of(&acme()).await.unwrap();
             assert!(Arc::ptr_eq(&registry, &Registry::standard()));
         }
-        Fixture { a, b, projector, _dir: dir }
+        Fixture { database, a, b, projector, _dir: dir }
     }
 
     /// Applies all events there are, in as few pages as possible.
@@ -104,11 +134,15 @@ impl Fixture {
 }
 
 async fn open(database: &Database, seed: u64) -> Store {
+    open_with(database, Arc::new(Counter(AtomicU64::new(seed)))).await
+}
+
+async fn open_with(database: &Database, entropy: Arc<dyn Entropy>) -> Store {
     let options = StoreOptions {
         database: database.clone(),
         root_key: RootKey::from_bytes([7; 32]),
         clock: Arc::new(TestClock),
-        entropy: Arc::new(Counter(AtomicU64::new(seed))),
+        entropy,
         limits: Limits::default(),
     };
     Store::open(options).await.unwrap()
@@ -134,6 +168,8 @@ macro_rules! contract {
 contract!(
     definitions_are_in_force_at_once_in_every_process,
     a_command_decided_by_older_schemas_is_decided_again,
+    a_bulk_request_decided_by_older_schemas_is_decided_again,
+    a_bulk_request_loses_a_type_that_is_retired_meanwhile,
     the_read_model_indexes_what_came_right_after_a_definition,
     definitions_have_versions,
     two_processes_define_at_once,
@@ -174,11 +210,17 @@ async fn define(store: &Store) {
 /// A create by a process that knows no definitions.
 async fn create(store: &Store, body: Value) -> Result<Executed, StoreError> {
     let id = ResourceId::from_uuid(store.entropy().uuid_v7(store.now()));
-    let request = Request {
+    let resource_type = Registry::standard().resource_type("User").unwrap().clone();
+    let command = Command::Create { id: id.clone(), body, client: Profile::Generic.into() };
+    store.execute(request(resource_type, id, command)).await
+}
+
+fn request(resource_type: Arc<ResourceType>, id: ResourceId, command: Command) -> Request {
+    Request {
         tenant: acme(),
-        resource_type: Registry::standard().resource_type("User").unwrap().clone(),
-        id: id.clone(),
-        command: Command::Create { id, body, client: Profile::Generic.into() },
+        resource_type,
+        id,
+        command,
         if_match: IfMatch::Absent,
         actor: actor(),
         cause: Cause::default(),
@@ -187,8 +229,7 @@ async fn create(store: &Store, body: Value) -> Result<Executed, StoreError> {
         group_name_unique: false,
         idempotency: None,
         deadline: None,
-    };
-    store.execute(request).await
+    }
 }
 
 fn refused<T: std::fmt::Debug>(result: Result<T, StoreError>) -> (u16, String) {
@@ -236,6 +277,132 @@ async fn a_command_decided_by_older_schemas_is_decided_again(f: Fixture) {
     let kind = LookupKind::Unique(format!("{BADGE}:number").to_lowercase());
     let found = f.b.find_by_lookup(&acme(), "User", kind, "b-1").await.unwrap();
     assert_eq!(found, [made.state.id]);
+    assert_sound(&f.a).await;
+}
+
+/// Carries a bulk request out in a process in which `deed` is done once, between the decision about the
+/// first operation and its commit.
+async fn bulk_with(f: &Fixture, operations: Value, deed: Deed) -> Vec<BulkOutcome> {
+    let seed = 0xA5B5_0000 + f.a.head().await.unwrap().position as u64;
+    let ambush = Arc::new(Ambush { numbers: Counter(AtomicU64::new(seed)), deed: Mutex::new(None) });
+    let store = open_with(&f.database, ambush.clone()).await;
+    let registry = store.registry_of(&acme()).await.unwrap();
+    let schemas = ["urn:ietf:params:scim:api:messages:2.0:BulkRequest"];
+    let body = json!({"schemas": schemas, "Operations": operations});
+    let dialect = Dialect::new(Profile::Generic);
+    let plan = Arc::new(plan(&registry, body, 100, &mut dialect.clone()).unwrap());
+    let deed = Mutex::new(Some(deed));
+    let prepare = |at: usize, ids: &[ResourceId]| {
+        // Whatever is asked of chance from now on is for a decision.
+        if let Some(deed) = deed.lock().unwrap().take() {
+            ambush.arm(deed);
+        }
+        let operation = &plan.operations[at];
+        let (id, body) = plan.resolve(&registry, at, ids, &dialect).unwrap();
+        let (given, client) = (id.clone(), Profile::Generic.into());
+        let command = match operation.method {
+            Method::Post => Command::Create { id, body, client },
+            Method::Put => Command::Replace { id, body, client },
+            Method::Patch => {
+                Command::Patch { id, operations: parse_request(&body, &mut dialect.clone())?, client }
+            }
+            Method::Delete => Command::Delete,
+        };
+        let resource_type = operation.target.as_ref().unwrap().resource_type.clone();
+        Ok::<_, ScimError>(request(resource_type, given, command))
+    };
+    let bulk =
+        Bulk { tenant: acme(), connection: None, plan: plan.clone(), idempotency: None, deadline: None };
+    let outcomes = store.execute_bulk(bulk, prepare).await.unwrap();
+    assert!(ambush.deed.lock().unwrap().is_none(), "it was done");
+    outcomes
+}
+
+/// What happens while a process decides.
+fn meanwhile<F>(deed: impl FnOnce() -> F + Send + 'static) -> Deed
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let handle = tokio::runtime::Handle::current();
+    Box::new(move || tokio::task::block_in_place(|| handle.block_on(deed())))
+}
+
+/// The document each operation left, or the status and detail of its refusal.
+fn left(outcomes: Vec<BulkOutcome>) -> Vec<Result<Value, (u16, String)>> {
+    let one = |outcome: BulkOutcome| match outcome.expect("it was processed") {
+        Ok(executed) => Ok(Value::Object(executed.state.document().unwrap().0.clone())),
+        Err(StoreError::Refused(error)) => Err((error.status, error.detail)),
+        Err(error) => panic!("{error:?}"),
+    };
+    outcomes.into_iter().map(one).collect()
+}
+
+async fn a_bulk_request_decided_by_older_schemas_is_decided_again(f: Fixture) {
+    let cara = create(&f.a, json!({"userName": "cara"})).await.unwrap().state.id;
+    let post = |bulk_id: &str, path: &str, data: Value| json!({"method": "POST", "path": path, "bulkId": bulk_id, "data": data});
+    let badge = |name: &str| json!({"userName": name, BADGE: {"number": "B-1", "colour": "red"}});
+    let manager = "urn:ietf:params:scim:schemas:extension:enterprise:2.0:User";
+    let patch_op = ["urn:ietf:params:scim:api:messages:2.0:PatchOp"];
+    let value = json!({BADGE: {"colour": "blue"}, "title": "Boss"});
+    let managed = |name: &str, boss: &str| json!({"userName": name, BADGE: {"colour": "green"}, manager: {"manager": {"value": boss}}});
+    let operations = json!([
+        post("a", "/Users", badge("anna")),
+        post("b", "/Users", badge("bo")),
+        {"method": "PATCH", "path": format!("/Users/{cara}"), "data":
+            {"schemas": patch_op, "Operations": [{"op": "add", "value": value}]}},
+        // A circle: one commit of two decisions.
+        post("x", "/Users", managed("x", "bulkId:y")),
+        post("y", "/Users", managed("y", "bulkId:x")),
+        post("g", "/Groups", json!({"displayName": "g", "members": [{"value": "bulkId:b"}]})),
+    ]);
+
+    // The process knows no badge when it decides; when it writes there is one.
+    let other = f.b.clone();
+    let outcomes = bulk_with(&f, operations, meanwhile(|| async move { define(&other).await })).await;
+    let documents = left(outcomes);
+    let of = |at: usize| documents[at].as_ref().unwrap_or_else(|error| panic!("{at}: {error:?}"));
+    assert_eq!(of(0)[BADGE], json!({"number": "B-1", "colour": "red"}));
+    assert_eq!((&of(2)[BADGE], &of(2)["title"]), (&json!({"colour": "blue"}), &json!("Boss")));
+    assert_eq!(of(3)[BADGE], json!({"colour": "green"}));
+    // The number is exclusive now, and nothing is done with who was not made.
+    let (status, detail) = documents[1].clone().unwrap_err();
+    assert_eq!(status, 409);
+    assert!(detail.contains(&format!("{BADGE}:number")), "{detail}");
+    assert_eq!(documents[5].as_ref().unwrap_err().0, 409);
+    assert_sound(&f.a).await;
+
+    // Another schema of the tenant is as good a reason to look again, and changes nothing.
+    let unrelated = schema("urn:example:ext:Bare", json!([{"name": "number"}]));
+    let other = f.b.clone();
+    let put = meanwhile(|| async move {
+        other.put_schema(&acme(), unrelated, actor()).await.unwrap();
+    });
+    let dora = post("d", "/Users", json!({"userName": "dora", BADGE: {"colour": "red"}}));
+    let documents = left(bulk_with(&f, json!([dora]), put).await);
+    assert_eq!(documents[0].as_ref().unwrap()[BADGE], json!({"colour": "red"}));
+    assert_sound(&f.a).await;
+}
+
+async fn a_bulk_request_loses_a_type_that_is_retired_meanwhile(f: Fixture) {
+    let device = schema("urn:example:Device", json!([{"name": "serial", "required": true}]));
+    f.a.put_schema(&acme(), device, actor()).await.unwrap();
+    let devices = json!({"name": "Device", "endpoint": "/Devices", "schema": "urn:example:Device", "schemaExtensions": []});
+    f.a.put_resource_type(&acme(), ResourceTypeDefinition::read(&devices).unwrap(), actor()).await.unwrap();
+    f.project().await;
+    let other = f.b.clone();
+    let retire = meanwhile(|| async move {
+        other.retire_resource_type(&acme(), "Device", actor()).await.unwrap();
+    });
+    let operations = json!([
+        {"method": "POST", "path": "/Users", "bulkId": "u", "data": {"userName": "anna"}},
+        {"method": "POST", "path": "/Devices", "bulkId": "d",
+         "data": {"schemas": ["urn:example:Device"], "serial": "D-1"}},
+        {"method": "POST", "path": "/Users", "bulkId": "v", "data": {"userName": "bo"}},
+    ]);
+    let documents = left(bulk_with(&f, operations, retire).await);
+    assert!(documents[0].is_ok() && documents[2].is_ok(), "{documents:?}");
+    let (status, detail) = documents[1].clone().unwrap_err();
+    assert_eq!((status, detail.as_str()), (404, "there is no resource type Device"));
     assert_sound(&f.a).await;
 }
 

@@ -24,9 +24,12 @@ use serde_json::{Value, json};
 use sqlx::{Connection as _, Executor as _};
 use uuid::Uuid;
 
+#[path = "model/custom.rs"]
+mod custom;
 #[path = "model/random.rs"]
 mod random;
 
+use custom::custom_lists_agree_with_what_the_values_mean;
 use random::lists_agree_with_their_evaluation_in_memory;
 
 struct TestClock(AtomicI64);
@@ -308,6 +311,7 @@ contract! {
     a_rebuild_keeps_the_indexes
     pages_are_served_by_an_index
     lists_agree_with_their_evaluation_in_memory
+    custom_lists_agree_with_what_the_values_mean
 }
 
 // ---- §7.2 of the requirements ----

@@ -127,6 +127,8 @@ struct Data {
     seen: Vec<Seen>,
     rules: VecDeque<Rule>,
     resources: HashMap<&'static str, BTreeMap<String, Map<String, Value>>>,
+    /// Endpoint and schema of what it has beside users and groups; none: it has no `/ResourceTypes`.
+    types: Option<Vec<(&'static str, &'static str)>>,
     next_id: u64,
     received: Vec<Received>,
     refused: Vec<String>,
@@ -213,6 +215,17 @@ impl Downstream {
     /// The groups it holds, by their id here.
     pub fn groups(&self) -> BTreeMap<String, Map<String, Value>> {
         self.data().resources.get("Groups").cloned().unwrap_or_default()
+    }
+
+    /// What it holds at an endpoint, by its id here.
+    pub fn resources(&self, endpoint: &str) -> BTreeMap<String, Map<String, Value>> {
+        self.data().resources.get(endpoint).cloned().unwrap_or_default()
+    }
+
+    /// Gives it `/ResourceTypes`: users, groups, and these endpoints with their schemas.
+    pub fn offer(&self, types: &[(&'static str, &'static str)]) -> &Self {
+        self.data().types = Some(types.to_vec());
+        self
     }
 
     /// The user of that name.
@@ -499,7 +512,12 @@ impl Data {
             return Ok(scim_json(200, &service_provider_config()));
         }
         let (endpoint, id) = path.split_once('/').map_or((path, None), |(e, id)| (e, Some(id)));
-        let Some(endpoint) = known_endpoint(endpoint) else { return refuse(404, None, "no such endpoint") };
+        if let ("ResourceTypes", Some(types)) = (path, &self.types) {
+            return Ok(scim_json(200, &resource_types(types)));
+        }
+        let offered = self.types.iter().flatten().map(|(endpoint, _)| *endpoint);
+        let known = known_endpoint(endpoint).or_else(|| offered.into_iter().find(|known| *known == endpoint));
+        let Some(endpoint) = known else { return refuse(404, None, "no such endpoint") };
         let resources = self.resources.entry(endpoint).or_default();
         let parse = || match serde_json::from_slice::<Value>(body) {
             Ok(Value::Object(map)) => Ok(map),
@@ -585,7 +603,11 @@ fn check_unique(
     resource: &Map<String, Value>,
     own: Option<&str>,
 ) -> Result<(), Refusal> {
-    let name = if endpoint == "Users" { "userName" } else { "displayName" };
+    let name = match endpoint {
+        "Users" => "userName",
+        "Groups" => "displayName",
+        _ => return Ok(()),
+    };
     let Some(value) = resource.get(name).and_then(Value::as_str) else {
         return refuse(400, Some("invalidValue"), format!("{name} is missing"));
     };
@@ -858,6 +880,21 @@ fn service_provider_config() -> Value {
         "sort": {"supported": false},
         "etag": {"supported": false},
         "authenticationSchemes": [],
+    })
+}
+
+fn resource_types(types: &[(&'static str, &'static str)]) -> Value {
+    let core = "urn:ietf:params:scim:schemas:core:2.0";
+    let standard = [("Users", format!("{core}:User")), ("Groups", format!("{core}:Group"))];
+    let own = types.iter().map(|(endpoint, schema)| (*endpoint, (*schema).to_owned()));
+    let one = |(endpoint, schema): (&str, String)| {
+        json!({"schemas": [format!("{core}:ResourceType")], "name": endpoint.trim_end_matches('s'),
+               "endpoint": format!("/{endpoint}"), "schema": schema})
+    };
+    let resources: Vec<Value> = standard.into_iter().chain(own).map(one).collect();
+    json!({
+        "schemas": ["urn:ietf:params:scim:api:messages:2.0:ListResponse"],
+        "totalResults": resources.len(), "Resources": resources,
     })
 }
 

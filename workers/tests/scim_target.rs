@@ -5,6 +5,8 @@ mod world;
 
 use std::time::Duration;
 
+use annals_domain::definition::{ResourceTypeDefinition, SchemaDefinition};
+use annals_domain::event::Actor;
 use annals_domain::ids::ResourceId;
 use annals_domain::tenant::{App, Driver};
 use annals_store::lanes::{DeliveryFilter, LaneState};
@@ -766,4 +768,131 @@ async fn a_failed_try_forgets_nothing_that_waited() {
     assert_eq!(user["title"], json!("Boss"));
     assert_eq!(user[ENTERPRISE]["manager"]["value"], json!(remote(&world, &late).await));
     assert_eq!(world.lane("crm", &team).await.state, LaneState::Idle);
+}
+
+const DEVICE: &str = "urn:example:schemas:2.0:Device";
+
+/// A tenant with devices, and an app that wants them.
+async fn world_with_devices() -> (World, Downstream) {
+    let world = World::new().await;
+    let device = json!({"id": DEVICE, "attributes": [
+        {"name": "serial", "required": true, "uniqueness": "server"},
+        {"name": "ports", "type": "integer"},
+        {"name": "price", "type": "decimal"},
+        {"name": "bought", "type": "dateTime"},
+        {"name": "disks", "type": "complex", "multiValued": true, "subAttributes": [
+            {"name": "value"}, {"name": "size", "type": "integer"}, {"name": "primary", "type": "boolean"}]},
+        {"name": "owner", "type": "complex", "subAttributes": [
+            {"name": "value"}, {"name": "$ref", "type": "reference", "referenceTypes": ["User"]},
+            {"name": "since", "type": "dateTime"}]},
+    ]});
+    let devices = json!({"name": "Device", "endpoint": "/Devices", "schema": DEVICE});
+    let (tenant, actor) = (acme(), || Actor::system("test"));
+    world.store.put_schema(&tenant, SchemaDefinition::read(&device).unwrap(), actor()).await.unwrap();
+    let devices = ResourceTypeDefinition::read(&devices).unwrap();
+    world.store.put_resource_type(&tenant, devices, actor()).await.unwrap();
+    let target = Downstream::scim(TOKEN).await.unwrap();
+    let driver = Driver::Scim { base_url: target.url(), members_per_request_max: 100 };
+    let resource_types = ["User", "Group", "Device"].map(str::to_owned).to_vec();
+    world
+        .add(App {
+            id: app_id("crm"),
+            driver,
+            resource_types,
+            paused: false,
+            concurrency_max: 8,
+            rate_per_second_max: 0,
+        })
+        .await;
+    (world, target)
+}
+
+fn laptop(owner: &ResourceId) -> Value {
+    json!({
+        "schemas": [DEVICE], "serial": "S-1", "ports": 4, "price": 1299.5, "bought": "2026-01-05T12:00:00Z",
+        "disks": [{"value": "nvme0", "size": 512, "primary": true}, {"value": "sda", "size": 2048}],
+        "owner": {"value": owner, "since": "2026-02-01T00:00:00Z"},
+    })
+}
+
+#[tokio::test]
+async fn a_type_of_the_tenants_own_goes_to_a_target_that_has_its_schema() {
+    let (mut world, target) = world_with_devices().await;
+    // It has the schema under another name.
+    target.offer(&[("Machines", DEVICE)]);
+    let ines = world.user("ines").await;
+    world.settle().await;
+    let device = world.create("Device", laptop(&ines)).await;
+    world.settle().await;
+    let id = remote(&world, &device).await;
+    let there = target.resources("Machines").remove(&id).unwrap();
+    let mut expected = laptop(&ines);
+    expected["id"] = json!(id);
+    expected["externalId"] = json!(device);
+    expected["bought"] = json!("2026-01-05T12:00:00.000Z");
+    // The owner as the target knows him, and since when.
+    expected["owner"] = json!({"value": remote(&world, &ines).await, "since": "2026-02-01T00:00:00.000Z"});
+    assert_eq!(Value::Object(there), expected);
+    assert_eq!(world.attempts("crm", &device).await[0].outcome, "created");
+
+    let operations = json!([
+        {"op": "replace", "path": "ports", "value": 6},
+        {"op": "remove", "path": "disks[value eq \"sda\"]"},
+        {"op": "replace", "path": "owner.since", "value": "2026-03-01T00:00:00Z"},
+    ]);
+    world.patch("Device", &device, operations).await;
+    world.settle().await;
+    let there = target.resources("Machines").remove(&id).unwrap();
+    assert_eq!(there["ports"], json!(6));
+    assert_eq!(there["disks"], json!([{"value": "nvme0", "size": 512, "primary": true}]));
+    let owner = json!({"value": remote(&world, &ines).await, "since": "2026-03-01T00:00:00.000Z"});
+    assert_eq!(there["owner"], owner);
+    assert_eq!(count(&target, Method::GET, "/ResourceTypes"), 1, "what it said is remembered");
+
+    world.delete("Device", &device).await;
+    world.settle().await;
+    assert_eq!(target.resources("Machines").len(), 0);
+    assert_eq!(world.lanes_in(LaneState::Idle).await, 2);
+}
+
+#[tokio::test]
+async fn a_type_that_the_target_lacks_is_quarantined_and_holds_nobody_back() {
+    for (listed, status) in [(true, 404), (false, 404), (false, 405), (false, 501)] {
+        let (mut world, target) = world_with_devices().await;
+        if listed {
+            target.offer(&[]);
+        }
+        if status != 404 {
+            target.script(Some(Method::POST), "/Devices", 9, Action::status(status));
+        }
+        let ines = world.user("ines").await;
+        let device = world.create("Device", laptop(&ines)).await;
+        let gone = world.create("Device", json!({"schemas": [DEVICE], "serial": "S-2"})).await;
+        world.settle().await;
+        assert!(target.user("ines").is_some());
+        let lane = world.lane("crm", &device).await;
+        assert_eq!(lane.state, LaneState::Quarantined, "at once");
+        let error = lane.last_error.unwrap();
+        let how = if listed {
+            "its /ResourceTypes does not name the schema".to_owned()
+        } else {
+            format!("POST /Devices was answered with {status}")
+        };
+        let expected =
+            format!("UnknownResourceType: the target has no resources of type Device ({DEVICE}): {how}");
+        assert_eq!(error, expected);
+        assert_eq!(world.target("crm").await.open_until, None, "the app goes on");
+        // What is deleted meanwhile is nothing to do.
+        world.delete("Device", &gone).await;
+        world.settle().await;
+        assert_eq!(world.lane("crm", &gone).await.state, LaneState::Idle);
+
+        // The target gets the type: a redrive is enough.
+        target.behave();
+        target.offer(&[("Devices", DEVICE)]);
+        world.store.redrive(&DeliveryFilter::default()).await.unwrap();
+        world.settle().await;
+        assert_eq!(target.resources("Devices").len(), 1);
+        assert_eq!(world.lane("crm", &device).await.state, LaneState::Idle);
+    }
 }

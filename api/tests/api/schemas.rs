@@ -46,7 +46,7 @@ fn device() -> Value {
         "id": DEVICE, "name": "Device",
         "attributes": [
             {"name": "label", "required": true},
-            {"name": "serial", "uniqueness": "server", "caseExact": false},
+            {"name": "serial", "uniqueness": "global", "caseExact": false},
             {"name": "location", "x-personal": true},
             {"name": "ports", "type": "complex", "multiValued": true, "subAttributes": [
                 {"name": "value", "type": "integer"}, {"name": "type"}]},

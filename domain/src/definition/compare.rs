@@ -139,7 +139,7 @@ pub fn resource_type_obstacles(old: &ResourceTypeDefinition, new: &ResourceTypeD
         "schema",
         "it would get another base schema",
     );
-    must_be_empty(new.retired && !old.retired, "the type", "its type would be retired");
+    must_be_empty(new.retired && !old.retired, &old.name, "it would be retired");
     for extension in &new.schema_extensions {
         let had = old.schema_extensions.iter().find(|e| e.schema.eq_ignore_ascii_case(&extension.schema));
         let asked_before = had.is_some_and(|had| had.required);

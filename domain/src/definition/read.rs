@@ -215,7 +215,7 @@ fn attribute(json: &Value, place: &str, parent: Option<&str>) -> Result<Attribut
         },
         mutability: members.keyword("mutability", "readOnly, readWrite and immutable")?,
         returned: members.keyword("returned", "always, never, default and request")?,
-        uniqueness: members.keyword("uniqueness", "none and server")?,
+        uniqueness: members.keyword("uniqueness", "none, server and global")?,
         reference_types: members.texts("referenceTypes")?,
         sub_attributes: Vec::new(),
         personal: members.flag("x-personal")?,
@@ -309,26 +309,18 @@ fn check_characteristics(attribute: &AttributeDefinition, path: &str, is_sub: bo
     if read_only && attribute.required {
         return Err(invalid(path, "nobody could give it a value: readOnly and required exclude each other"));
     }
-    match attribute.uniqueness {
-        Uniqueness::None => {}
-        Uniqueness::Global => {
-            return Err(invalid(path, "uniqueness is none or server; nobody can promise global"));
-        }
-        Uniqueness::Server if is_sub || attribute.multi_valued => {
-            return Err(invalid(path, "only a single value can be unique, no list and no part"));
-        }
-        Uniqueness::Server
-            if matches!(attribute.kind, AttrType::Complex | AttrType::Boolean | AttrType::Binary) =>
-        {
-            return Err(invalid(path, "values of this type cannot be unique (RFC 7643 §2.3)"));
-        }
-        Uniqueness::Server if read_only => {
-            return Err(invalid(
-                path,
-                "nobody could give it a value: readOnly and unique exclude each other",
-            ));
-        }
-        Uniqueness::Server => {}
+    if attribute.uniqueness == Uniqueness::None {
+        return Ok(());
+    }
+    // RFC 7643 §7 asks of `global` what a server can do about it: the same as for `server`.
+    if is_sub || attribute.multi_valued {
+        return Err(invalid(path, "only a single value can be unique, no list and no part"));
+    }
+    if matches!(attribute.kind, AttrType::Complex | AttrType::Boolean | AttrType::Binary) {
+        return Err(invalid(path, "values of this type cannot be unique (RFC 7643 §2.3)"));
+    }
+    if read_only {
+        return Err(invalid(path, "nobody could give it a value: readOnly and unique exclude each other"));
     }
     Ok(())
 }

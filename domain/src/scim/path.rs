@@ -92,7 +92,9 @@ fn bare<'a>(
         return Err(PathError::Unknown(text.to_owned(), resource_type.name.clone()));
     };
     if !dialect.allow(Quirk::BareExtensionNames) {
-        let full = format!("{}:{}", attribute.extension.as_deref().unwrap_or_default(), attribute.name);
+        let urn = attribute.extension.as_deref().unwrap_or_default();
+        let part = text.get(name.len()..).unwrap_or_default();
+        let full = format!("{urn}:{}{part}", attribute.name);
         return Err(PathError::Unqualified(text.to_owned(), full));
     }
     Ok(attribute)

@@ -16,6 +16,7 @@ use super::dialect::{Dialect, Quirk};
 use super::error::ScimError;
 use super::fold::{index_value, parse_datetime};
 use super::schema::{AttrType, Attribute};
+use crate::ids::ResourceId;
 
 /// Base64 with or without padding (CS-027).
 const LENIENT: GeneralPurposeConfig =
@@ -163,7 +164,7 @@ fn object_parts<'a>(
     if attribute.resource_ref {
         let at = parts.iter().position(|(sub, _)| sub.name == "value");
         match (at, reference, attribute.sub("value")) {
-            (None, Some(id), Some(sub)) => parts.push((sub, Some(json!(id)))),
+            (None, Some(id), Some(sub)) => parts.push((sub, canonical(sub, &json!(id), dialect)?)),
             (Some(at), ..) if parts[at].1 == Some(json!("")) => {
                 if attribute.multi_valued || !dialect.allow(Quirk::EmptyUnassigns) {
                     return Err(ScimError::invalid_value(format!("{}.value is empty", attribute.path)));
@@ -172,8 +173,21 @@ fn object_parts<'a>(
             }
             _ => {}
         }
+        for (sub, value) in parts.iter().filter(|(sub, _)| sub.name == "value") {
+            check_id(sub, value.as_ref())?;
+        }
     }
     Ok(Given::Parts(parts))
+}
+
+/// Refuses what cannot be the id of a resource. It would be kept as a link, whose index takes no more.
+pub(crate) fn check_id(attribute: &Attribute, value: Option<&Value>) -> Result<(), ScimError> {
+    const MAX: usize = ResourceId::LEN_BYTES_MAX;
+    if value.and_then(Value::as_str).is_some_and(|id| id.len() > MAX) {
+        let detail = format!("{} is longer than {MAX} bytes, so it is no id", attribute.path);
+        return Err(ScimError::invalid_value(detail));
+    }
+    Ok(())
 }
 
 /// The part a key means, or nothing if it is to be ignored.

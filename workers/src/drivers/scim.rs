@@ -28,9 +28,9 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use self::requests::{
-    Desired, add_members, changed_paths, desired, filter_query, hash, id_of, id_of_location, is_hit,
-    net_members, operations_against, operations_for, patch_body, reference_paths, remove_members, resources,
-    supports_patch,
+    Desired, Listed, add_members, changed_paths, desired, filter_query, hash, id_of, id_of_location, is_hit,
+    listed, net_members, operations_against, operations_for, patch_body, reference_paths, remove_members,
+    resources, supports_patch,
 };
 use super::{Ran, Run, Stop, texts};
 use crate::delivery::{Class, Failure, classify_scim};
@@ -66,6 +66,8 @@ pub(crate) struct Capabilities {
     no_patch: BTreeSet<String>,
     /// Most members in a request, if it turned out to be fewer than configured.
     members_max: Option<usize>,
+    /// Where it has types of a tenant's own, by our name of the type.
+    endpoints: BTreeMap<String, String>,
 }
 
 /// A target as one run sees it.
@@ -75,7 +77,7 @@ struct Target {
     key: LaneKey,
     base_url: String,
     resource_type: std::sync::Arc<ResourceType>,
-    /// `Users`
+    /// `Users`, as the target calls it.
     endpoint: String,
     members_per_request_max: usize,
     /// Whose ids the target's are: another address is another target.
@@ -165,7 +167,7 @@ impl Target {
         query: Option<&str>,
         body: Option<&Value>,
     ) -> Result<Answer, Stop> {
-        let parts: Vec<&str> = std::iter::once(self.endpoint.as_str()).chain(id).collect();
+        let parts: Vec<&str> = self.endpoint.split('/').chain(id).collect();
         let url = self.url(&parts, query)?;
         let mut headers = self.headers.clone();
         if body.is_some() {
@@ -207,7 +209,14 @@ impl Target {
                 }
                 let patch = !answer.is_success() || supports_patch(&answer.body);
                 let base_url = self.base_url.clone();
-                Capabilities { base_url, read_at: now, patch, no_patch: BTreeSet::new(), members_max: None }
+                Capabilities {
+                    base_url,
+                    read_at: now,
+                    patch,
+                    no_patch: BTreeSet::new(),
+                    members_max: None,
+                    endpoints: BTreeMap::new(),
+                }
             }
         };
         self.learn(run, capabilities.clone());
@@ -217,6 +226,46 @@ impl Target {
     fn learn(&mut self, run: &Run, capabilities: Capabilities) {
         run.memory.learn((&self.key.tenant, &self.key.app), capabilities.clone());
         self.known = Some(capabilities);
+    }
+
+    /// Finds out where the target has a type of the tenant's own: by its schema, as `/ResourceTypes` says
+    /// (RFC 7643 §6). A target that has no such list is expected to have it where we have it. False: the
+    /// target says that it has no such type. That is not remembered, as it may get one.
+    async fn locate(&mut self, run: &mut Run) -> Result<bool, Stop> {
+        let name = self.resource_type.name.clone();
+        if matches!(name.as_str(), "User" | "Group") {
+            return Ok(true);
+        }
+        let mut known = self.capabilities(run).await?;
+        if let Some(endpoint) = known.endpoints.get(&name) {
+            self.endpoint.clone_from(endpoint);
+            return Ok(true);
+        }
+        let url = self.url(&["ResourceTypes"], None)?;
+        let what = "GET ResourceTypes";
+        let answer = run.send(what, Method::GET, url, self.headers.clone(), None).await?;
+        let said = match classify_scim(answer.status, run.retry_after_ms(&answer)) {
+            _ if answer.is_success() && answer.is_cut => Listed::Unclear,
+            _ if answer.is_success() => listed(&answer.body, &self.resource_type.schema),
+            Class::Object | Class::Hopeless => Listed::Unclear,
+            class => return Err(run.refused(what, &answer, class).into()),
+        };
+        match said {
+            Listed::At(endpoint) => self.endpoint = endpoint,
+            Listed::Nowhere => return Ok(false),
+            Listed::Unclear => {}
+        }
+        known.endpoints.insert(name, self.endpoint.clone());
+        self.learn(run, known);
+        Ok(true)
+    }
+
+    /// The target has no such resources, and cannot be given any.
+    fn no_such_type(&self, how: &str) -> Stop {
+        let (name, schema) = (&self.resource_type.name, &self.resource_type.schema);
+        let message =
+            format!("UnknownResourceType: the target has no resources of type {name} ({schema}): {how}");
+        Failure::new(Class::Hopeless, message).into()
     }
 
     async fn patches(&mut self, run: &mut Run) -> Result<bool, Stop> {
@@ -241,6 +290,10 @@ impl Target {
 
     async fn delete(&mut self, run: &mut Run, version: i64, position: i64) -> Ran {
         let mut remote = self.remote(run);
+        // Where it has no such type any more, DELETE is answered with 404.
+        if (remote.is_some() || run.lease.fence > 1) && !self.locate(run).await? {
+            run.note("the target has no such type");
+        }
         // An earlier lease may have created it without being able to write that down.
         if remote.is_none() && run.lease.fence > 1 {
             let own = self.key.id.as_str().to_owned();
@@ -269,6 +322,9 @@ impl Target {
     // Creating and changing.
 
     async fn upsert(&mut self, run: &mut Run, state: &StateRow, document: &Document) -> Ran {
+        if !self.locate(run).await? {
+            return Err(self.no_such_type("its /ResourceTypes does not name the schema"));
+        }
         let desired = self.desired(run, document).await?;
         let hash = hash(run.credential.expose_secret(), &desired.body);
         let with_members = has_members(&self.resource_type);
@@ -368,6 +424,11 @@ impl Target {
                 Some(found) => self.link(run, state, desired, found).await,
                 None => Err(self.conflict(run, desired, &answer).await?),
             };
+        }
+        // Nothing else has been asked of this endpoint that would answer 404 for want of a resource.
+        if matches!(answer.status, 404 | 405 | 501) && self.name(desired).is_none() {
+            let how = format!("POST /{} was answered with {}", self.endpoint, answer.status);
+            return Err(self.no_such_type(&how));
         }
         Err(self.failure(run, &Method::POST, &answer, Some(&body)))
     }

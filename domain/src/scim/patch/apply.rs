@@ -11,7 +11,7 @@ use crate::scim::error::ScimError;
 use crate::scim::path::{Named, PatchPath, PatchPathError, PathError, resolve};
 use crate::scim::resource::{Document, check_required, check_username, immutable, secret};
 use crate::scim::schema::{Attribute, Mutability, Registry, ResourceType};
-use crate::scim::value::{self, Given, canonical, check_keys, parts, same};
+use crate::scim::value::{self, Given, canonical, check_id, check_keys, parts, same};
 
 /// Applies operations in order. All or nothing: on an error, which names its operation, the caller keeps
 /// what it had.
@@ -137,6 +137,9 @@ impl<'a> Patcher<'a, '_> {
                 return Ok(None);
             }
             return Err(ScimError::invalid_value(format!("{} is empty", sub.path)));
+        }
+        if id {
+            check_id(sub, value.as_ref())?;
         }
         Ok(value.filter(|_| !(attribute.resource_ref && sub.name == "$ref")))
     }

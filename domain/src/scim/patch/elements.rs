@@ -53,6 +53,9 @@ impl<'a> Patcher<'a, '_> {
             }
         }
         list.retain(|element| !element.as_object().is_some_and(Map::is_empty));
+        // CS-035: what became the same is there once, as in a PUT of it.
+        let mut seen = HashSet::with_capacity(list.len());
+        list.retain(|element| seen.insert(identity(attribute, element)));
         check_len(attribute, &list)?;
         self.assign(attribute, (!list.is_empty()).then_some(Value::Array(list)))
     }
@@ -228,7 +231,7 @@ impl<'a> Patcher<'a, '_> {
                 Literal::Word(word) => value::boolean(word).map_or(Value::Null, Value::from),
                 Literal::Null => Value::Null,
             };
-            if let Some(value) = value::canonical(sub, &value, self.dialect)?
+            if let Some(value) = self.part_value(attribute, sub, &value)?
                 && seed.insert(sub.name.clone(), value.clone()).is_some_and(|other| other != value)
             {
                 return Ok(None);

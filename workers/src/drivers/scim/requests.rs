@@ -42,12 +42,20 @@ pub fn desired(
     for attribute in references {
         let Some(value) = document.get(attribute).cloned() else { continue };
         let mut translate = |element: &Value| {
-            let own = ResourceId::from_text(element.get("value")?.as_str()?);
-            let found = remote.get(&own).map(|remote| json!({ "value": remote }));
-            if found.is_none() {
-                missing.push((attribute.name.clone(), own));
+            let mut element = element.as_object()?.clone();
+            // Our own address says nothing there.
+            element.remove("$ref");
+            let own = element.get("value").and_then(Value::as_str).map(ResourceId::from_text);
+            if let Some(own) = own {
+                match remote.get(&own) {
+                    Some(remote) => element.insert("value".into(), json!(remote)),
+                    None => {
+                        missing.push((attribute.name.clone(), own));
+                        return None;
+                    }
+                };
             }
-            found
+            (!element.is_empty()).then_some(Value::Object(element))
         };
         let translated = match &value {
             Value::Array(list) => {
@@ -308,6 +316,38 @@ pub fn is_hit(resource: &Map<String, Value>, attribute: &str, value: &str, case_
     }
 }
 
+/// What a target's `/ResourceTypes` says about a schema.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Listed {
+    /// Its resources are at this path, without slashes at its ends.
+    At(String),
+    /// The target has other types only.
+    Nowhere,
+    /// It is no list of resource types, or what it names is no path below the base URL.
+    Unclear,
+}
+
+/// Where a target has the resources of a schema, by its `/ResourceTypes`.
+pub fn listed(body: &[u8], schema: &str) -> Listed {
+    let text =
+        |of: &Map<String, Value>, name: &str| member(of, name).and_then(Value::as_str).map(str::to_owned);
+    let resources = resources(body).unwrap_or_default();
+    let mut types =
+        resources.iter().filter_map(|of| Some((text(of, "schema")?, text(of, "endpoint")))).peekable();
+    if types.peek().is_none() {
+        return Listed::Unclear;
+    }
+    let Some((_, endpoint)) = types.find(|(urn, _)| urn.eq_ignore_ascii_case(schema)) else {
+        return Listed::Nowhere;
+    };
+    let endpoint = endpoint.as_deref().unwrap_or_default().trim_matches('/');
+    let is_name = |part: &str| {
+        !matches!(part, "" | "." | "..")
+            && part.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-' | b'~'))
+    };
+    if endpoint.split('/').all(is_name) { Listed::At(endpoint.to_owned()) } else { Listed::Unclear }
+}
+
 /// The `id` of a resource, whether text or number.
 pub fn id_of(resource: &Map<String, Value>) -> Option<String> {
     match member(resource, "id")? {
@@ -526,6 +566,24 @@ mod tests {
             ("<html>", true),
         ] {
             assert_eq!(supports_patch(body.as_bytes()), expected, "{body}");
+        }
+    }
+
+    #[test]
+    fn a_type_is_found_by_its_schema() {
+        let list = |resources: Value| json!({"totalResults": 2, "Resources": resources}).to_string();
+        let user = json!({"name": "User", "endpoint": "/Users", "schema": USER});
+        let machine =
+            |endpoint: &str| json!({"name": "Machine", "endpoint": endpoint, "SCHEMA": "urn:x:Device"});
+        let of = |body: String| listed(body.as_bytes(), "URN:x:device");
+        let there = of(list(json!([user, machine("/inventory/Machines/")])));
+        assert_eq!(there, Listed::At("inventory/Machines".into()));
+        assert_eq!(of(list(json!([user]))), Listed::Nowhere);
+        for odd in ["", "/", "/../x", "https://evil.example/Devices", "/a//b", "/a?b"] {
+            assert_eq!(of(list(json!([user, machine(odd)]))), Listed::Unclear, "{odd}");
+        }
+        for none in [list(json!([])), list(json!([{"name": "User"}])), "<html>".into(), "{}".into()] {
+            assert_eq!(of(none.clone()), Listed::Unclear, "{none}");
         }
     }
 
