@@ -7,6 +7,7 @@
 
 mod apply;
 mod barrier;
+mod counts;
 mod cursor;
 mod filter_sql;
 mod page;
@@ -70,10 +71,17 @@ impl Slot {
 }
 
 /// What a process remembers of the read model.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct ModelCache {
     /// `model.path`: committed numbers only, which never change.
     paths: RwLock<HashMap<String, i64>>,
+    counts: counts::Cache,
+}
+
+impl Default for ModelCache {
+    fn default() -> Self {
+        ModelCache { paths: RwLock::default(), counts: counts::cache() }
+    }
 }
 
 /// How the read model is.
