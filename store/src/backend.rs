@@ -315,6 +315,16 @@ impl Sql {
         self
     }
 
+    /// The text and the arguments as one text, which no other statement has; none if it is longer than that or
+    /// has a table.
+    pub(crate) fn spelled(&self, bytes_max: usize) -> Option<String> {
+        if self.rows.is_some() {
+            return None;
+        }
+        let spelled = format!("{:?} {:?}", self.text, self.args);
+        Some(spelled).filter(|spelled| spelled.len() <= bytes_max)
+    }
+
     fn for_postgres(self) -> Result<(String, PgArguments)> {
         let mut out = PgArguments::default();
         let text = self.append_postgres(0, &mut out)?;

@@ -66,18 +66,23 @@ impl Store {
     /// The schemas and resource types of a tenant, with every definition that was committed before this was
     /// asked, by whatever process.
     pub async fn registry_of(&self, tenant: &TenantId) -> Result<Arc<Registry>> {
+        Ok(self.registry_now(tenant).await?.registry.clone())
+    }
+
+    /// The same with the position it was made at.
+    pub(crate) async fn registry_now(&self, tenant: &TenantId) -> Result<Arc<Known>> {
         let newest = self.newest_definition().await?;
         let cache = &self.inner.registries.known;
         if let Some(known) = cache.get(tenant).await {
             if known.checked.load(Ordering::Acquire) == newest {
-                return Ok(known.registry.clone());
+                return Ok(known);
             }
             if self.definition_of(tenant).await? == known.definition {
                 known.checked.store(newest, Ordering::Release);
-                return Ok(known.registry.clone());
+                return Ok(known);
             }
         }
-        Ok(self.load_registry(tenant, newest).await?.registry.clone())
+        self.load_registry(tenant, newest).await
     }
 
     /// The same as it is remembered: it may have been replaced. For what the journal checks again.

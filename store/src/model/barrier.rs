@@ -19,13 +19,30 @@ const RETRY_AFTER_S: u64 = 2;
 pub(super) struct Snapshot {
     pub(super) tx: Tx,
     pub(super) slot: Slot,
+    /// Which rows they are: those of another generation or journal epoch have nothing to do with them.
+    pub(super) rows: (i64, i64),
+    /// Up to where they are applied.
+    pub(super) checkpoint: Position,
+    /// The tenant's last event when the question was asked.
+    pub(super) head: Head,
+}
+
+/// How far a tenant's events go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Head {
+    /// The journal's epoch.
+    pub(super) epoch: i64,
+    /// The last event.
+    pub(super) position: Position,
+    /// The last of them that changed its schemas or resource types.
+    pub(super) definition: Position,
 }
 
 impl Store {
     /// Opens the read model once it has reached the tenant's present head.
     pub(super) async fn model_snapshot(&self, tenant: &TenantId, timeout: Duration) -> Result<Snapshot> {
         let deadline = Instant::now() + timeout;
-        let (epoch, head) = self.tenant_head(tenant).await?;
+        let head = self.model_head(tenant).await?;
         // Subscribed before the first look, so that no wake-up falls between a look and the wait.
         let mut woken = self.wakes().subscribe(Topic::Model);
         let mut asked = false;
@@ -34,9 +51,10 @@ impl Store {
             let mut tx = self.backend().begin_read(Area::Model).await?;
             // Pointer and checkpoint come from the very snapshot that will answer: what a process
             // remembers is a hint, as a crash may rewind the read model.
-            let Pointer { live, journal_epoch, checkpoint, .. } = pointer(&mut tx).await?;
-            if journal_epoch == epoch && checkpoint >= head {
-                return Ok(Snapshot { tx, slot: live });
+            let Pointer { live, journal_epoch, checkpoint, generation, .. } = pointer(&mut tx).await?;
+            if journal_epoch == head.epoch && checkpoint >= head.position {
+                let rows = (generation, journal_epoch);
+                return Ok(Snapshot { tx, slot: live, rows, checkpoint, head });
             }
             tx.rollback().await?;
             if Instant::now() >= deadline {
@@ -74,12 +92,13 @@ impl Store {
         let _ = woken.changed().await;
     }
 
-    /// The journal's epoch and the tenant's last position, in one look.
-    async fn tenant_head(&self, tenant: &TenantId) -> Result<(i64, Position)> {
-        let select = sql("SELECT m.epoch, COALESCE(h.position, 0) FROM journal.meta m \
+    /// How far the tenant's events go, in one look.
+    pub(super) async fn model_head(&self, tenant: &TenantId) -> Result<Head> {
+        let select =
+            sql("SELECT m.epoch, COALESCE(h.position, 0), COALESCE(h.definition, 0) FROM journal.meta m \
              LEFT JOIN journal.tenant_head h ON h.tenant = $1 WHERE m.id = 1");
         let row = self.backend().fetch_optional(Area::Journal, select.bind(tenant)).await?;
         let row = row.ok_or_else(|| StoreError::corrupt("the journal's meta row", "it is missing"))?;
-        Ok((row.int(0)?, row.int(1)?))
+        Ok(Head { epoch: row.int(0)?, position: row.int(1)?, definition: row.int(2)? })
     }
 }

@@ -132,12 +132,109 @@ impl<'a> Translator<'a> {
         self.args.iter().fold(slot.sql(text), |sql, arg| sql.bind(arg.clone()))
     }
 
-    /// The condition on the resource row `r` that says the same as the simplified filter.
+    /// The simplified filter as a list of ids to begin with, if an index has one, and the condition on the
+    /// row by the alias `row` that is left. The list has no id twice.
+    ///
+    /// The list belongs in front of a `CROSS JOIN`: SQLite takes `id IN (…)` for something to ask of all rows
+    /// of a type, and reads them all.
     ///
     /// # Errors
     /// [`StoreError::Refused`] for the few questions that only make sense to who knows our base URL.
-    pub(super) fn condition(&mut self, bound: &Bound) -> Result<String> {
-        self.conjunction(bound, "r")
+    pub(super) fn led(&mut self, bound: &Bound, row: &str) -> Result<(Option<String>, String)> {
+        let terms = terms(bound);
+        let leader = self.leader(terms);
+        let ids = leader.map(|at| self.ids(&terms[at])).transpose()?;
+        let mut conditions = vec![ALWAYS.to_owned()];
+        for (_, term) in terms.iter().enumerate().filter(|(at, _)| Some(*at) != leader) {
+            conditions.push(self.predicate(term, Subject::Resource(row))?);
+        }
+        Ok((ids, conditions.join(" AND ")))
+    }
+
+    /// Whether the index that leads to what a filter holds for tells the whole answer: its rows are of the
+    /// query's types only, and the rest of the filter asks for ids and values. A resource that is deleted
+    /// has no values.
+    pub(super) fn is_led_alone(&self, bound: &Bound) -> bool {
+        let terms = terms(bound);
+        self.leader(terms).is_some_and(|at| {
+            self.is_of_types(&terms[at])
+                && terms.iter().enumerate().all(|(n, term)| n == at || asks_values(term))
+        })
+    }
+
+    /// Whether all rows of a set are of the query's types.
+    fn is_of_types(&self, bound: &Bound) -> bool {
+        match bound {
+            Bound::Or(all) => all.iter().all(|bound| self.is_of_types(bound)),
+            Bound::Element { attribute, test } => {
+                !self.is_link(attribute)
+                    && asks_values(test)
+                    && element_keys(attribute, self.types).iter().all(|key| self.is_theirs(key))
+            }
+            Bound::Test(Test { target: Target::Attribute { key }, .. }) => self.is_theirs(key),
+            Bound::Test(Test { target: Target::AnyOf { keys }, .. }) => {
+                keys.iter().all(|key| self.is_theirs(key))
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether only the query's types have the attribute.
+    fn is_theirs(&self, key: &str) -> bool {
+        let mut holders = self.holders(key).peekable();
+        holders.peek().is_some() && holders.all(|(rt, _)| self.types.iter().any(|own| own.name == rt.name))
+    }
+
+    /// Whether only this type has the attribute.
+    pub(super) fn is_only_of(&self, key: &str, resource_type: &str) -> bool {
+        let mut holders = self.holders(key).peekable();
+        holders.peek().is_some() && holders.all(|(rt, _)| rt.name == resource_type)
+    }
+
+    /// Whether no resource has two rows of the attribute.
+    pub(super) fn is_single(&self, key: &str) -> bool {
+        let mut holders = self.holders(key).peekable();
+        holders.peek().is_some() && holders.all(|(_, single)| single)
+    }
+
+    /// The resource types that have an attribute or a part of one, and whether it has one value at most.
+    fn holders<'k>(&self, key: &'k str) -> impl Iterator<Item = (&'a Arc<ResourceType>, bool)> + use<'a, 'k> {
+        self.registry.resource_types().filter_map(move |rt| {
+            if let Some(attribute) = rt.attribute(key) {
+                return Some((rt, !attribute.multi_valued));
+            }
+            let whole = rt.attribute(key.rsplit_once('.')?.0)?;
+            let part = whole.sub_attributes.iter().find(|sub| sub.key == key)?;
+            Some((rt, !whole.multi_valued && !part.multi_valued))
+        })
+    }
+
+    /// Whether a set may have an id twice.
+    fn repeats(&self, bound: &Bound) -> bool {
+        match bound {
+            Bound::Test(Test { target: Target::Attribute { key }, .. }) => !self.is_single(key),
+            Bound::Test(Test { target: Target::Id, .. }) => false,
+            _ => true,
+        }
+    }
+
+    /// A set with each id once.
+    fn ids(&mut self, bound: &Bound) -> Result<String> {
+        let set = self.set(bound)?;
+        if !self.repeats(bound) {
+            return Ok(set);
+        }
+        // Without the limit, SQLite reads all rows of a tenant by the key that has ids in order, only not
+        // to sort the few.
+        let z = self.alias('z');
+        Ok(format!("SELECT DISTINCT {z}.id FROM ({set} LIMIT {}) {z}", i64::MAX))
+    }
+
+    /// Which term's set leads: the narrowest. The index on times of change belongs to the resource's own row,
+    /// which needs no set.
+    fn leader(&self, terms: &[Bound]) -> Option<usize> {
+        let ranks = terms.iter().enumerate().filter_map(|(at, term)| Some((self.rank(term)?, at)));
+        ranks.min().map(|(_, at)| at).filter(|at| !is_modified(&terms[*at]))
     }
 
     /// The same condition on another alias, as a question to one row after another.
@@ -151,6 +248,11 @@ impl<'a> Translator<'a> {
     /// Whether an index leads to what the filter holds for.
     pub(super) fn is_narrow(&self, bound: &Bound) -> bool {
         self.rank(bound).is_some()
+    }
+
+    /// Whether that index is no guide, as a value of it stands for a large part of a tenant.
+    pub(super) fn is_wide(&self, bound: &Bound) -> bool {
+        self.rank(bound).is_some_and(|rank| rank == BOOLEAN_RANK || rank == PRESENCE_RANK)
     }
 
     fn alias(&mut self, letter: char) -> String {
@@ -213,14 +315,9 @@ impl<'a> Translator<'a> {
 
     /// The filter as a condition on a resource row, led by its narrowest set.
     fn conjunction(&mut self, bound: &Bound, alias: &str) -> Result<String> {
-        let terms = match bound {
-            Bound::And(terms) => terms.as_slice(),
-            one => std::slice::from_ref(one),
-        };
-        let ranks = terms.iter().enumerate().filter_map(|(at, term)| Some((self.rank(term)?, at)));
-        let leader = ranks.min().map(|(_, at)| at);
+        let terms = terms(bound);
+        let leader = self.leader(terms);
         let mut conditions = Vec::with_capacity(terms.len());
-        let leader = leader.filter(|at| !is_modified(&terms[*at]));
         if let Some(at) = leader {
             conditions.push(format!("{alias}.id IN ({})", self.set(&terms[at])?));
         }
@@ -379,7 +476,7 @@ impl<'a> Translator<'a> {
             let alive = self.not_deleted(&to);
             let condition = self.predicate(test, Subject::Link(&Far { id: &to, depth: None }))?;
             return Ok(format!(
-                "SELECT {l}.from_id FROM model.link_@ {l} WHERE {links} AND {alive} AND {condition}"
+                "SELECT {l}.from_id AS id FROM model.link_@ {l} WHERE {links} AND {alive} AND {condition}"
             ));
         }
         // From the groups that can fit down to everyone in them.
@@ -733,7 +830,30 @@ impl<'a> Translator<'a> {
         let moment = parse_datetime(operand).ok_or_else(|| {
             StoreError::Refused(ScimError::invalid_filter(format!("{operand:?} is no dateTime")))
         })?;
+        // In a walk, no index on times may lead: what it gives would have to be sorted for each page.
+        let column = if self.fence.is_empty() { column.to_owned() } else { format!("+{column}") };
         Ok(format!("{column} {sign} {}", self.arg(moment)))
+    }
+}
+
+/// The parts of which all must hold.
+fn terms(bound: &Bound) -> &[Bound] {
+    match bound {
+        Bound::And(terms) => terms,
+        one => std::slice::from_ref(one),
+    }
+}
+
+/// Whether a filter asks for ids, values and links only, and not for what a resource's own row has.
+pub(super) fn asks_values(bound: &Bound) -> bool {
+    match bound {
+        Bound::True | Bound::False => true,
+        Bound::And(all) | Bound::Or(all) => all.iter().all(asks_values),
+        Bound::Not(inner) | Bound::Element { test: inner, .. } => asks_values(inner),
+        Bound::Test(test) => match &test.target {
+            Target::Attribute { .. } | Target::AnyOf { .. } | Target::Id | Target::Link { .. } => true,
+            Target::Created | Target::LastModified | Target::Version | Target::ResourceType => false,
+        },
     }
 }
 
@@ -805,17 +925,22 @@ fn after_prefix(prefix: &str) -> Option<String> {
     None
 }
 
+/// The rank of a question for `true` or `false`.
+const BOOLEAN_RANK: u8 = 50;
+/// The rank of the question whether there is a value.
+const PRESENCE_RANK: u8 = 70;
+
 /// How many rows the index of values gives for a question; `None` = it cannot answer.
 fn op_rank(op: &TestOp) -> Option<u8> {
     match op {
         TestOp::IsNull | TestOp::Ne(_) => None,
-        TestOp::Eq(x) if x == "true" || x == "false" => Some(50),
+        TestOp::Eq(x) if x == "true" || x == "false" => Some(BOOLEAN_RANK),
         // A guess, where several could lead: long values are rarer than `work` and `US`.
         TestOp::Eq(x) => Some(18 - u8::try_from(x.len()).unwrap_or(8).min(8)),
         TestOp::Sw(x) if !x.is_empty() => Some(20),
         TestOp::Gt(_) | TestOp::Ge(_) | TestOp::Lt(_) | TestOp::Le(_) => Some(40),
         TestOp::Co(_) | TestOp::Ew(_) | TestOp::Sw(_) => Some(60),
-        TestOp::Present | TestOp::NotNull => Some(70),
+        TestOp::Present | TestOp::NotNull => Some(PRESENCE_RANK),
     }
 }
 
@@ -843,7 +968,7 @@ fn link_rank(test: &Bound) -> Option<u8> {
     match test {
         Bound::Test(Test { target: Target::Link { sub: LinkSub::Value, .. }, op: TestOp::Eq(_) }) => Some(10),
         Bound::Test(Test { target: Target::Link { sub: LinkSub::Display, .. }, op }) => {
-            op_rank(op).filter(|rank| *rank < 70).map(|rank| rank.max(30))
+            op_rank(op).filter(|rank| *rank < PRESENCE_RANK).map(|rank| rank.max(30))
         }
         Bound::And(all) => all.iter().filter_map(link_rank).min(),
         Bound::Or(all) => {

@@ -7,6 +7,7 @@
 
 mod apply;
 mod barrier;
+mod counts;
 mod cursor;
 mod filter_sql;
 mod index;
@@ -69,11 +70,18 @@ impl Slot {
     }
 }
 
-/// What the queries of a process share.
-#[derive(Debug, Default)]
+/// What the queries of a process share, and what it remembers of the read model.
+#[derive(Debug)]
 pub(crate) struct ModelCache {
     /// Held by whoever builds an index.
     building: tokio::sync::Mutex<()>,
+    counts: counts::Cache,
+}
+
+impl Default for ModelCache {
+    fn default() -> Self {
+        ModelCache { building: tokio::sync::Mutex::default(), counts: counts::cache() }
+    }
 }
 
 /// How the read model is.

@@ -15,7 +15,8 @@ use annals_domain::scim::error::{ScimError, ScimType};
 use annals_domain::scim::filter::Bound;
 use annals_domain::scim::sort::{Place, Sort, SortKey, SortValue};
 
-use super::filter_sql::{ENTITY_TAG, FENCE, Translator};
+use super::counts::{Counts, Trust, Used};
+use super::filter_sql::{ENTITY_TAG, FENCE, Translator, asks_values};
 use super::{Paths, Search, Slot};
 use crate::backend::{Col, Row, Rows, Sql, Tx};
 use crate::error::{Result, StoreError};
@@ -24,8 +25,13 @@ use crate::error::{Result, StoreError};
 /// this dense, so a page looks at a bounded part of the list.
 pub(super) const FEW_MAX: usize = 2_000;
 
-/// The row of an attribute that a resource is sorted by.
-const LEAD: &str = "element = 0 AND {a}.ordinal = 0";
+/// The row `a` of an attribute that a resource is sorted by.
+const LEAD: &str = " AND a.element = 0 AND a.ordinal = 0";
+
+/// The same where there may be others; the index on values does not know which is which on PostgreSQL.
+fn lead(translator: &Translator<'_>, key: &str) -> &'static str {
+    if translator.is_single(key) { "" } else { LEAD }
+}
 
 /// A resource on a page: its place, and by what its row is found.
 #[derive(Clone, Debug)]
@@ -69,6 +75,9 @@ pub(super) struct Pager<'a> {
     pub(super) paths: &'a Paths,
     pub(super) slot: Slot,
     pub(super) filter: &'a Bound,
+    pub(super) trust: Trust,
+    pub(super) used: &'a Used,
+    pub(super) counts: Counts<'a>,
 }
 
 impl<'a> Pager<'a> {
@@ -91,22 +100,56 @@ impl<'a> Pager<'a> {
 
     /// `FROM … WHERE …` for all matches as `r`, led by the filter's narrowest set.
     fn matching(&self, translator: &mut Translator<'a>) -> Result<String> {
-        let condition = translator.condition(self.filter)?;
+        let (ids, condition) = translator.led(self.filter, "r")?;
         let wanted: Vec<String> =
             self.search.resource_types.iter().map(|rt| translator.arg(&rt.name)).collect();
         let of_type = match wanted.as_slice() {
             [one] => format!("r.resource_type = {one}"),
             many => format!("r.resource_type IN ({})", many.join(", ")),
         };
-        Ok(format!(
-            "FROM model.resource_@ r WHERE r.tenant = $1 AND r.deleted = 0 AND {of_type} AND {condition}"
-        ))
+        let listed = format!("r.tenant = $1 AND r.deleted = 0 AND {of_type} AND {condition}");
+        Ok(match ids {
+            Some(ids) => {
+                format!("FROM ({ids}) n CROSS JOIN model.resource_@ r WHERE r.id = n.id AND {listed}")
+            }
+            None => format!("FROM model.resource_@ r WHERE {listed}"),
+        })
     }
 
-    pub(super) fn count(&self) -> Result<Sql> {
+    fn count_sql(&self) -> Result<Sql> {
         let mut translator = self.translator();
-        let matching = self.matching(&mut translator)?;
-        Ok(translator.sql(self.slot, &format!("SELECT COUNT(*) {matching}")))
+        let text = if self.trust.schemas && translator.is_led_alone(self.filter) {
+            self.used.schemas();
+            match translator.led(self.filter, "n")? {
+                (Some(ids), condition) => format!("SELECT COUNT(*) FROM ({ids}) n WHERE {condition}"),
+                (None, _) => return Err(StoreError::corrupt("the filter", "what leads it has no set")),
+            }
+        } else {
+            format!("SELECT COUNT(*) {}", self.matching(&mut translator)?)
+        };
+        Ok(translator.sql(self.slot, &text))
+    }
+
+    /// How many resources match.
+    pub(super) async fn count(&self, tx: &mut Tx) -> Result<i64> {
+        self.counted(tx, self.count_sql()?).await
+    }
+
+    /// Whether counting is the cheaper way to see that matches are too many to be put in order here.
+    pub(super) fn is_count_first(&self) -> bool {
+        let translator = self.translator();
+        self.trust.schemas && translator.is_wide(self.filter) && translator.is_led_alone(self.filter)
+    }
+
+    async fn counted(&self, tx: &mut Tx, sql: Sql) -> Result<i64> {
+        if self.trust.counts
+            && let Some(known) = self.counts.get(&sql)
+        {
+            return Ok(known);
+        }
+        let count = tx.fetch_optional(sql.clone()).await?.map_or(Ok(0), |row| row.int(0))?;
+        self.counts.put(tx, &sql, count).await?;
+        Ok(count)
     }
 
     // ---- few ----
@@ -177,10 +220,9 @@ impl<'a> Pager<'a> {
         if rows.is_empty() {
             return Ok(HashMap::new());
         }
-        let lead = LEAD.replace("{a}", "a");
         let select = self.slot.sql(&format!(
             "SELECT a.id, a.value FROM {{rows}} CROSS JOIN model.attribute_@ a \
-             WHERE a.tenant = $1 AND a.id = r.id AND a.path = r.path AND a.{lead}"
+             WHERE a.tenant = $1 AND a.id = r.id AND a.path = r.path{LEAD}"
         ));
         let values = tx.fetch_all(select.bind(&self.search.tenant).rows(rows)).await?;
         values.iter().map(|row| Ok((ResourceId::from_text(&row.text(0)?), row.text(1)?))).collect()
@@ -213,12 +255,14 @@ impl<'a> Pager<'a> {
         let mut found = Vec::new();
         for stretch in stretches {
             let part = Cut { after: after.take(), skip, limit: cut.limit - found.len() };
+            if stretch == Stretch::Valueless && part.after.is_none() && self.is_full(tx).await? {
+                continue;
+            }
             let Some(select) = self.walk_sql(stretch, part)? else { continue };
             let rows = tx.fetch_all(select).await?;
             if rows.is_empty() && skip > 0 {
                 if let Some(count) = self.stretch_count(stretch)? {
-                    let row = tx.fetch_optional(count).await?;
-                    let count = row.map_or(Ok(0), |row| row.int(0))?;
+                    let count = self.counted(tx, count).await?;
                     skip = skip.saturating_sub(usize::try_from(count).unwrap_or(usize::MAX));
                 }
             } else {
@@ -232,6 +276,34 @@ impl<'a> Pager<'a> {
             }
         }
         Ok(found)
+    }
+
+    /// Whether every resource of the types has the value that it is sorted by, so that none has to be looked
+    /// for. Both are counted along an index; to look for what is not there means to ask everyone.
+    async fn is_full(&self, tx: &mut Tx) -> Result<bool> {
+        for (at, resource_type) in self.search.resource_types.iter().enumerate() {
+            let Some(SortKey::Value { key, always }) = self.key(at) else { return Ok(false) };
+            if *always {
+                continue;
+            }
+            let mut translator = self.translator();
+            let Some(path) = self.paths.number(key) else { return Ok(false) };
+            if !self.trust.schemas || !translator.is_only_of(key, &resource_type.name) {
+                return Ok(false);
+            }
+            self.used.schemas();
+            let (path, lead) = (translator.arg(path), lead(&translator, key));
+            let valued = format!(
+                "SELECT COUNT(*) FROM model.attribute_@ a WHERE a.tenant = $1 AND a.path = {path}{lead}"
+            );
+            let valued = self.counted(tx, translator.sql(self.slot, &valued)).await?;
+            let of_type = Search { resource_types: vec![resource_type.clone()], ..self.search.clone() };
+            let all = Pager { search: &of_type, filter: &Bound::True, ..*self }.count_sql()?;
+            if self.counted(tx, all).await? > valued {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     fn placed(&self, stretch: Stretch, row: &Row) -> Result<Placed> {
@@ -255,7 +327,7 @@ impl<'a> Pager<'a> {
 
     /// The statements that a page of a long list may run.
     pub(super) fn statements(&self, cut: Cut<'_>) -> Result<Vec<Sql>> {
-        let mut statements = vec![self.count()?];
+        let mut statements = vec![self.count_sql()?];
         if self.translator().is_narrow(self.filter) {
             statements.push(self.few_sql()?);
         }
@@ -270,7 +342,8 @@ impl<'a> Pager<'a> {
     /// One stretch in order; `None` if nothing can be in it.
     fn walk_sql(&self, stretch: Stretch, cut: Cut<'_>) -> Result<Option<Sql>> {
         let mut translator = self.translator();
-        let branches = self.branches(&mut translator, stretch, cut.after)?;
+        // What is skipped costs least if no row of a resource is touched.
+        let branches = self.branches(&mut translator, stretch, cut.after, cut.skip > 0)?;
         let direction = if self.descending() { " DESC" } else { "" };
         let Cut { skip, limit, .. } = cut;
         let page = if skip > 0 {
@@ -302,7 +375,7 @@ impl<'a> Pager<'a> {
 
     fn stretch_count(&self, stretch: Stretch) -> Result<Option<Sql>> {
         let mut translator = self.translator();
-        let branches = self.branches(&mut translator, stretch, None)?;
+        let branches = self.branches(&mut translator, stretch, None, true)?;
         if branches.is_empty() {
             return Ok(None);
         }
@@ -316,12 +389,15 @@ impl<'a> Pager<'a> {
         translator: &mut Translator<'a>,
         stretch: Stretch,
         after: Option<&Place>,
+        alone: bool,
     ) -> Result<Vec<Branch>> {
         let mut branches = Vec::new();
         for (at, resource_type) in self.search.resource_types.iter().enumerate() {
             let branch = match stretch {
                 Stretch::Whole => Some(self.by_creation(translator, &resource_type.name, after)?),
-                Stretch::Valued => self.valued(translator, &resource_type.name, self.key(at), after)?,
+                Stretch::Valued => {
+                    self.valued(translator, &resource_type.name, self.key(at), after, alone)?
+                }
                 Stretch::Valueless => self.valueless(translator, &resource_type.name, self.key(at), after)?,
             };
             branches.extend(branch);
@@ -356,23 +432,36 @@ impl<'a> Pager<'a> {
         Ok(Branch { select, order: vec!["s.origin"] })
     }
 
+    /// `alone`: from the rows of values, if they are enough.
     fn valued(
         &self,
         translator: &mut Translator<'a>,
         resource_type: &str,
         key: Option<&SortKey>,
         after: Option<&Place>,
+        alone: bool,
     ) -> Result<Option<Branch>> {
         let (from, value, id) = match key {
             None | Some(SortKey::Created) => return Ok(None),
             Some(SortKey::Value { key, .. }) => {
                 let Some(path) = self.paths.number(key) else { return Ok(None) };
-                let (path, lead) = (translator.arg(path), LEAD.replace("{a}", "a"));
-                let listed = self.listed(translator, resource_type)?;
-                let from = format!(
-                    "model.attribute_@ a CROSS JOIN model.resource_@ s WHERE a.tenant = $1 \
-                     AND a.path = {path} AND a.{lead} AND s.id = a.id AND {listed}"
-                );
+                let (path, lead) = (translator.arg(path), lead(translator, key));
+                let values = format!("a.tenant = $1 AND a.path = {path}{lead}");
+                let alone = alone
+                    && self.trust.schemas
+                    && translator.is_only_of(key, resource_type)
+                    && asks_values(self.filter);
+                let from = if alone {
+                    self.used.schemas();
+                    let predicate = translator.predicate_on(self.filter, "a")?;
+                    format!("model.attribute_@ a WHERE {values} AND {predicate}")
+                } else {
+                    let listed = self.listed(translator, resource_type)?;
+                    format!(
+                        "model.attribute_@ a CROSS JOIN model.resource_@ s WHERE {values} AND s.id = a.id \
+                         AND {listed}"
+                    )
+                };
                 (from, "a.value".to_owned(), "a.id")
             }
             Some(key) => {
@@ -419,10 +508,10 @@ impl<'a> Pager<'a> {
         let listed = self.listed(translator, resource_type)?;
         let mut select = format!("SELECT s.id AS i FROM model.resource_@ s WHERE {listed}");
         if let Some(path) = path {
-            let (path, lead) = (translator.arg(path), LEAD.replace("{a}", "a"));
+            let path = translator.arg(path);
             select.push_str(&format!(
                 " AND NOT EXISTS (SELECT 1 FROM model.attribute_@ a WHERE a.tenant = $1 AND a.id = s.id \
-                 AND a.path = {path} AND a.{lead}{FENCE})"
+                 AND a.path = {path}{LEAD}{FENCE})"
             ));
         }
         if let Some(Place::Sorted { value: None, id }) = after {

@@ -13,6 +13,7 @@ use annals_domain::scim::sort::{Place, Sort, SortKey};
 
 use super::Paths;
 use super::barrier::Snapshot;
+use super::counts::{Counts, Trust, Used};
 use super::filter_sql::{Translator, keys};
 use super::page::{At, Cut, FEW_MAX, Pager, Placed};
 use crate::Store;
@@ -81,23 +82,47 @@ impl Store {
     /// [`StoreError::Busy`] if the read model does not catch up within the query's timeout;
     /// [`StoreError::Refused`] for what only makes sense with our base URL (`members.$ref co …`).
     pub async fn search(&self, search: &Search) -> Result<SearchPage> {
-        // First: while the snapshot is held, nothing else is asked for.
-        let registry = self.registry_of(&search.tenant).await?;
-        let (snapshot, paths) =
-            self.indexed_snapshot(&search.tenant, &keys_of(search), search.timeout).await?;
-        self.search_in(snapshot, &paths, &registry, search).await
+        let mut trust = Trust { schemas: true, counts: true };
+        loop {
+            // First: while the snapshot is held, nothing else is asked for.
+            let known = self.registry_now(&search.tenant).await?;
+            let (snapshot, paths) =
+                self.indexed_snapshot(&search.tenant, &keys_of(search), search.timeout).await?;
+            let (head, used) = (snapshot.head, Used::default());
+            let page = self.search_in(snapshot, &paths, &known.registry, search, trust, &used).await?;
+            let used = used.all();
+            if used == Trust::default() {
+                return Ok(page);
+            }
+            let now = self.model_head(&search.tenant).await?;
+            let restored = now.epoch != head.epoch;
+            let fails = Trust {
+                schemas: used.schemas && (restored || now.definition != known.definition),
+                counts: used.counts && (restored || now.position != head.position),
+            };
+            if fails == Trust::default() {
+                return Ok(page);
+            }
+            // What was used is trusted no more, so this ends.
+            trust = Trust { schemas: trust.schemas && !fails.schemas, counts: trust.counts && !fails.counts };
+        }
     }
 
     /// How the database would answer a query: its plans, a line each. For tests and for whoever wonders
     /// about a slow one.
     pub async fn explain_search(&self, search: &Search) -> Result<Vec<String>> {
         let registry = self.registry_of(&search.tenant).await?;
-        let (Snapshot { mut tx, slot }, paths) =
+        let (snapshot, paths) =
             self.indexed_snapshot(&search.tenant, &keys_of(search), search.timeout).await?;
+        let (slot, used) = (snapshot.slot, Used::default());
+        let counts = Counts::new(&self.inner.model.counts, &search.tenant, &snapshot, &used);
+        let mut tx = snapshot.tx;
         let filter = search.filter.as_ref().unwrap_or(&Bound::True);
         let filter =
             Translator::new(&search.tenant, &paths, &registry, &search.resource_types).simplify(filter);
-        let pager = Pager { search, registry: &registry, paths: &paths, slot, filter: &filter };
+        let (registry, paths, filter, used) = (&*registry, &paths, &filter, &used);
+        let trust = Trust { schemas: true, counts: false };
+        let pager = Pager { search, registry, paths, slot, filter, trust, used, counts };
         let limit = search.count.clamp(1, SEARCH_COUNT_MAX) + 1;
         let cut = Cut { after: search.after.as_ref(), skip: search.start_index.saturating_sub(1), limit };
         let mut lines = Vec::new();
@@ -119,46 +144,52 @@ impl Store {
         paths: &Paths,
         registry: &Registry,
         search: &Search,
+        trust: Trust,
+        used: &Used,
     ) -> Result<SearchPage> {
-        let Snapshot { mut tx, slot } = snapshot;
+        let counts = Counts::new(&self.inner.model.counts, &search.tenant, &snapshot, used);
+        let Snapshot { mut tx, slot, .. } = snapshot;
         let types = &search.resource_types;
         let filter = search.filter.as_ref().unwrap_or(&Bound::True);
-        let filter = Translator::new(&search.tenant, paths, registry, types).simplify(filter);
-        if types.is_empty() || filter == Bound::False {
+        let filter = &Translator::new(&search.tenant, paths, registry, types).simplify(filter);
+        if types.is_empty() || *filter == Bound::False {
             return Ok(SearchPage { total: 0, found: Vec::new(), next: None });
         }
-        let pager = Pager { search, registry, paths, slot, filter: &filter };
+        let pager = Pager { search, registry, paths, slot, filter, trust, used, counts };
 
         let limit = search.count.min(SEARCH_COUNT_MAX);
         let skip = if search.after.is_some() { 0 } else { search.start_index.saturating_sub(1) };
-        let many = search.total.is_some_and(|total| total > FEW_MAX as i64);
-        let few = if many { None } else { pager.few(&mut tx).await? };
-        let (mut page, mut total) = match few {
+        let mut total = search.total;
+        if total.is_none() && (limit == 0 || pager.is_count_first()) {
+            total = Some(pager.count(&mut tx).await?);
+        }
+        let few = match total {
+            Some(total) if limit == 0 || total > FEW_MAX as i64 => None,
+            _ => pager.few(&mut tx).await?,
+        };
+        let page = match few {
             Some(all) => {
-                let total = all.len() as i64;
+                total.get_or_insert(all.len() as i64);
                 let descending = search.sort.as_ref().is_some_and(|sort| sort.descending);
                 let beyond = |placed: &Placed| match &search.after {
                     Some(after) => placed.place.compare(after, descending).is_gt(),
                     None => true,
                 };
-                let page = all.into_iter().filter(beyond).skip(skip).take(limit + 1);
-                (page.collect::<Vec<_>>(), Some(total))
+                all.into_iter().filter(beyond).skip(skip).take(limit + 1).collect()
             }
-            None if limit == 0 => (Vec::new(), None),
+            None if limit == 0 => Vec::new(),
             None => {
                 let cut = Cut { after: search.after.as_ref(), skip, limit: limit + 1 };
-                (pager.walk(&mut tx, cut).await?, None)
+                pager.walk(&mut tx, cut).await?
             }
         };
-        if limit > 0 && total.is_none() && search.after.is_none() && page.len() <= limit {
-            // A page that is not full, and not past the end, ends the list: no need to count.
-            if skip == 0 || !page.is_empty() {
-                total = Some(i64::try_from(skip.saturating_add(page.len())).unwrap_or(i64::MAX));
-            }
-        }
-        let total = match search.total.or(total) {
+        let mut page: Vec<Placed> = page;
+        // A page that is not full, and not past the end, ends the list: no need to count.
+        let ends = search.after.is_none() && page.len() <= limit && (skip == 0 || !page.is_empty());
+        let total = match total {
             Some(total) => total,
-            None => tx.fetch_optional(pager.count()?).await?.map_or(Ok(0), |row| row.int(0))?,
+            None if ends => i64::try_from(skip.saturating_add(page.len())).unwrap_or(i64::MAX),
+            None => pager.count(&mut tx).await?,
         };
         let next = if limit > 0 && page.len() > limit {
             page.truncate(limit);
