@@ -767,3 +767,30 @@ async fn a_failed_try_forgets_nothing_that_waited() {
     assert_eq!(user[ENTERPRISE]["manager"]["value"], json!(remote(&world, &late).await));
     assert_eq!(world.lane("crm", &team).await.state, LaneState::Idle);
 }
+
+/// A change whose answer was lost, and that is taken back before it is tried again: what was applied last is
+/// what is wanted now, but not what the target has.
+#[tokio::test]
+async fn what_a_lost_answer_did_is_taken_back() {
+    let (mut world, target) = world_and_target().await;
+    let anna = world.user("anna").await;
+    world.settle().await;
+    let active = |is: bool| target.user("anna").unwrap()["active"] == json!(is);
+    // The answer is lost.
+    target.script(Some(Method::PATCH), "/Users", 1, Action::DropAfter);
+    world.set(&anna, "active", json!(false)).await;
+    world.settle().await;
+    assert!(active(false));
+    world.set(&anna, "active", json!(true)).await;
+    world.settle_for(Duration::from_secs(600)).await;
+    assert!(active(true));
+    // The one who would have heard it dies.
+    target.script(Some(Method::PATCH), "/Users", 1, Action::Late(Duration::from_secs(5)));
+    world.set(&anna, "active", json!(false)).await;
+    world.step_until("the change arrives", || active(false)).await;
+    world.deliverer = annals_workers::Deliverer::new(world.store.clone(), world::options()).unwrap();
+    world.set(&anna, "active", json!(true)).await;
+    world.settle_for(Duration::from_secs(600)).await;
+    assert!(active(true));
+    assert_eq!(world.lanes_in(LaneState::Idle).await, 1);
+}
