@@ -164,12 +164,14 @@ pub struct Outcome {
     pub status: u16,
     /// Whether it changed anything, so that there are events.
     pub changed: bool,
+    /// It may have changed what this model does not know: whether a reference to what is gone was still there.
+    pub unsure: bool,
     /// The same of each operation of a bulk request.
     pub operations: Vec<(u16, bool)>,
 }
 
 fn outcome(status: u16, changed: bool) -> Outcome {
-    Outcome { status, changed, operations: Vec::new() }
+    Outcome { status, changed, unsure: false, operations: Vec::new() }
 }
 
 fn members_body(members: &[String]) -> Value {
@@ -272,6 +274,9 @@ pub struct Expected {
     pub gone: BTreeSet<String>,
     /// How many attributes [`BADGE`] has.
     pub badges: usize,
+    /// Users that had a manager who is gone: the reference goes in the janitor's own time, and stays if it
+    /// came after the janitor.
+    pub dangling: BTreeSet<String>,
 }
 
 fn folded(name: &str) -> String {
@@ -350,7 +355,7 @@ impl Expected {
                     user.password = Some(password);
                 }
                 let done = self.set_attributes(id, after);
-                outcome(done.status, done.changed || changed)
+                Outcome { changed: done.changed || changed, ..done }
             }
             Command::DeleteUser(id) => match self.users.remove(id) {
                 Some(_) => {
@@ -434,7 +439,7 @@ impl Expected {
                     changed |= done.changed;
                     operations.push((done.status, done.changed));
                 }
-                Outcome { status: 200, changed, operations }
+                Outcome { status: 200, changed, unsure: false, operations }
             }
         }
     }
@@ -443,7 +448,7 @@ impl Expected {
         let Some(user) = self.users.get_mut(id) else { return outcome(404, false) };
         let changed = user.attributes != after;
         user.attributes = after;
-        outcome(200, changed)
+        Outcome { unsure: self.dangling.contains(id), ..outcome(200, changed) }
     }
 
     /// Takes references to an entity away that is no more.
@@ -452,13 +457,11 @@ impl Expected {
         for group in self.groups.values_mut() {
             group.members.remove(id);
         }
-        for user in self.users.values_mut() {
-            if let Some(Value::Object(enterprise)) = user.attributes.get_mut(ENTERPRISE)
-                && enterprise.get("manager").is_some_and(|manager| manager["value"] == json!(id))
-            {
-                enterprise.remove("manager");
+        for (user_id, user) in &mut self.users {
+            if manager_of(&user.attributes) == Some(id) {
+                self.dangling.insert(user_id.clone());
+                user.attributes = without_manager(&user.attributes);
             }
-            user.attributes = normal(&user.attributes);
         }
     }
 
@@ -485,27 +488,30 @@ impl Expected {
         found
     }
 
-    /// Whether a user as the service shows it is this one. The janitor takes references to what is gone
-    /// away in its own time, so one to an entity that is no more may still be there, unless at `rest`.
+    /// Whether a user as the service shows it is this one. A reference to what is gone may still be there, if
+    /// it was: the janitor takes it away in its own time.
     ///
     /// # Errors
     /// Shows both.
-    pub fn check_user(&self, id: &str, shown: &Value, rest: bool) -> Result<()> {
+    pub fn check_user(&self, id: &str, shown: &Value) -> Result<()> {
         let user = self.users.get(id).with_context(|| format!("there is no user {id}, but: {shown}"))?;
         let body = shown.as_object().with_context(|| format!("{id} is no object: {shown}"))?;
         let mut found = normal(body);
-        if let (false, Some(Value::Object(enterprise))) = (rest, found.get_mut(ENTERPRISE)) {
-            let manager = enterprise.get("manager").and_then(|manager| manager["value"].as_str());
-            if manager.is_some_and(|manager| self.gone.contains(manager)) {
-                enterprise.remove("manager");
-            }
-            found = normal(&found);
+        let mut wanted = user.attributes.clone();
+        let is_gone = |attributes: &Attributes| {
+            manager_of(attributes).is_some_and(|manager| self.gone.contains(manager))
+        };
+        if is_gone(&found) && self.dangling.contains(id) {
+            found = without_manager(&found);
+        }
+        if is_gone(&wanted) {
+            (found, wanted) = (without_manager(&found), without_manager(&wanted));
         }
         ensure!(
-            found == user.attributes,
+            found == wanted,
             "user {id} is {}\nand must be {}",
             Value::Object(found),
-            Value::Object(user.attributes.clone())
+            Value::Object(wanted)
         );
         let shown: BTreeMap<String, bool> = body
             .get("groups")
@@ -533,6 +539,18 @@ impl Expected {
         ensure!(members == wanted, "the members of {id} are {members:?}\nand must be {wanted:?}");
         Ok(())
     }
+}
+
+fn manager_of(attributes: &Attributes) -> Option<&str> {
+    attributes.get(ENTERPRISE)?.get("manager")?.get("value")?.as_str()
+}
+
+fn without_manager(attributes: &Attributes) -> Attributes {
+    let mut attributes = attributes.clone();
+    if let Some(Value::Object(enterprise)) = attributes.get_mut(ENTERPRISE) {
+        enterprise.remove("manager");
+    }
+    normal(&attributes)
 }
 
 /// Attributes as they are compared: without what the service adds, addresses in order, nothing empty.
