@@ -659,6 +659,22 @@ async fn a_name_that_changes_hands_is_no_conflict() {
     assert_eq!(world.lanes_in(LaneState::Idle).await, 2);
 }
 
+/// Who takes a name that another user has there still waits for that one's lane, however long it takes.
+#[tokio::test]
+async fn a_name_that_is_taken_over_is_no_conflict() {
+    let (mut world, target) = world_and_target().await;
+    let (first, second) = (world.user("ines").await, world.user("omar").await);
+    world.settle().await;
+    let there = remote(&world, &first).await;
+    target.script(Some(Method::PATCH), &there, 8, Action::status(500));
+    world.set(&first, "userName", json!("ines.old")).await;
+    world.set(&second, "userName", json!("ines")).await;
+    world.settle_for(Duration::from_secs(3_600)).await;
+    assert_eq!(target.user("ines").unwrap()["externalId"], json!(second));
+    assert_eq!(target.user("ines.old").unwrap()["externalId"], json!(first));
+    assert_eq!(world.lanes_in(LaneState::Idle).await, 2);
+}
+
 #[tokio::test]
 async fn two_that_match_are_not_guessed_between() {
     let (mut world, target) = world_and_target().await;
