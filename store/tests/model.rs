@@ -1115,8 +1115,8 @@ async fn a_rebuild_compares_page_by_page_while_life_goes_on(f: Fixture) {
             replace(&f.store, "Group", &groups[pages % 3], body).await;
             create(&f.store, "User", json!({ "userName": format!("new{pages}") })).await;
             match pages {
-                5 => drop(execute(&f.store, "User", &users[24], Command::Delete).await),
-                6 => drop(execute(&f.store, "Group", &groups[3], Command::Delete).await),
+                5 => execute(&f.store, "User", &users[24], Command::Delete).await,
+                6 => execute(&f.store, "Group", &groups[3], Command::Delete).await,
                 3 | 9 => {
                     let id = if pages == 3 { &users[25] } else { &users[24] };
                     f.store.erase(&acme(), id, Actor::operator("test")).await.unwrap();

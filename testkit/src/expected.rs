@@ -347,11 +347,11 @@ impl Expected {
                 if !self.name_is_free(after.get("userName"), Some(id)) {
                     return outcome(409, false);
                 }
-                let passwords = edits.iter().filter_map(|edit| match edit {
+                let mut passwords = edits.iter().filter_map(|edit| match edit {
                     Edit::Password(password) => Some(password.clone()),
                     _ => None,
                 });
-                if let (Some(password), Some(user)) = (passwords.last(), self.users.get_mut(id)) {
+                if let (Some(password), Some(user)) = (passwords.next_back(), self.users.get_mut(id)) {
                     user.password = Some(password);
                 }
                 let done = self.set_attributes(id, after);

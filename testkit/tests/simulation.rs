@@ -38,7 +38,7 @@ fn seeds(default: u64) -> impl Iterator<Item = u64> {
 #[tokio::test]
 async fn on_sqlite() -> Result<()> {
     log();
-    for seed in seeds(6) {
+    for seed in seeds(5) {
         let world = World::sqlite(seed, &TENANTS).await?;
         simulate(world, seed).await.with_context(|| format!("ANNALS_TEST_SEED={seed}"))?;
     }

@@ -21,6 +21,9 @@ pub(crate) struct Draw<'a> {
     pub(crate) rng: &'a mut ChaCha8Rng,
     pub(crate) count: &'a mut usize,
     pub(crate) expected: &'a Expected,
+    /// Users may take each other's names. Where an application follows that knows names as unique, two who
+    /// exchange theirs could wait for each other for ever, so there they take new ones.
+    pub(crate) names_change_hands: bool,
 }
 
 pub(crate) fn user_name(number: usize) -> String {
@@ -41,6 +44,13 @@ impl Draw<'_> {
         let name = user_name(self.rng.random_range(0..NAMES));
         // `userName` is compared without case.
         if self.rng.random_bool(0.2) { name.to_uppercase() } else { name }
+    }
+
+    fn other_name(&mut self) -> String {
+        match self.names_change_hands {
+            true => self.name(),
+            false => format!("{}@example.test", self.value("user-new")),
+        }
     }
 
     pub(crate) fn user(&mut self) -> Option<String> {
@@ -127,7 +137,7 @@ impl Draw<'_> {
                     let part = if self.rng.random_bool(0.5) { "givenName" } else { "familyName" };
                     return Edit::Name(part, self.value("name"));
                 }
-                8 => return Edit::Set("userName", json!(self.name())),
+                8 => return Edit::Set("userName", json!(self.other_name())),
                 9 => return Edit::AddEmail("other", format!("{}@example.test", self.value("mail"))),
                 10 => {
                     let kind = if self.rng.random_bool(0.5) { "work" } else { "home" };
@@ -165,6 +175,14 @@ impl Draw<'_> {
         }
     }
 
+    fn replacement(&mut self, id: String) -> Command {
+        let mut attributes = self.attributes();
+        if !self.names_change_hands {
+            attributes.insert("userName".into(), json!(self.other_name()));
+        }
+        Command::ReplaceUser(id, attributes)
+    }
+
     fn edits(&mut self, id: &str) -> Vec<Edit> {
         let mut edits = vec![self.edit(id)];
         // Two edits of the addresses would depend on each other.
@@ -193,7 +211,7 @@ impl Draw<'_> {
                 }
                 55..60 => {
                     if let Some(id) = self.user() {
-                        return Command::ReplaceUser(id, self.attributes());
+                        return self.replacement(id);
                     }
                 }
                 60..66 => {
@@ -290,9 +308,9 @@ impl Draw<'_> {
                 let first = if self.rng.random_bool(0.5) {
                     Command::DeleteUser(id)
                 } else {
-                    Command::PatchUser(id, vec![Edit::Set("userName", json!(self.name()))])
+                    Command::PatchUser(id, vec![Edit::Set("userName", json!(self.other_name()))])
                 };
-                if self.rng.random_bool(0.5) {
+                if !self.names_change_hands || self.rng.random_bool(0.5) {
                     let mut attributes = self.attributes();
                     attributes.insert("userName".into(), name);
                     (first, Command::CreateUser(attributes))
@@ -319,7 +337,7 @@ impl Draw<'_> {
         let id = id.to_owned();
         match self.rng.random_range(0..7) {
             0 => Command::DeleteUser(id),
-            1 => Command::ReplaceUser(id, self.attributes()),
+            1 => self.replacement(id),
             2 => Command::PatchUser(id, vec![Edit::Set("active", json!(self.rng.random_bool(0.5)))]),
             3 => Command::PatchUser(id, vec![Edit::Set("displayName", json!(self.value("display")))]),
             4 => {
