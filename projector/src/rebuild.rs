@@ -60,6 +60,7 @@ impl Rebuild {
                 Ok(Rebuilding::Live(generation))
             }
             Switched::Behind => Ok(Rebuilding::Working(step.applied)),
+            Switched::Compared(keys) => Ok(Rebuilding::Working(step.applied + keys)),
             Switched::Different(reason) => {
                 self.run = None;
                 Ok(Rebuilding::Different(reason))

@@ -674,15 +674,18 @@ impl Backend {
     pub async fn begin_write(&self, area: Area) -> Result<Tx> {
         Ok(match &self.pools {
             Pools::Postgres { pool, writer } => {
-                if area == Area::Journal {
-                    Tx::Postgres(writer.begin().await?)
-                } else {
-                    let settings = BY_KEY.map(|name| format!("; SET LOCAL {name} = off")).concat();
-                    Tx::Postgres(pool.begin_with(format!("BEGIN{settings}")).await?)
-                }
+                let (pool, begin) = match area {
+                    Area::Journal => (writer.clone(), "BEGIN".to_owned()),
+                    _ => {
+                        let settings = BY_KEY.map(|name| format!("; SET LOCAL {name} = off")).concat();
+                        (pool.clone(), format!("BEGIN{settings}"))
+                    }
+                };
+                Tx::Postgres(begun(async move { pool.begin_with(begin).await }).await?)
             }
             Pools::Sqlite { files } => {
-                Tx::Sqlite(Self::file(files, area).write.begin_with("BEGIN IMMEDIATE").await?)
+                let pool = Self::file(files, area).write.clone();
+                Tx::Sqlite(begun(async move { pool.begin_with("BEGIN IMMEDIATE").await }).await?)
             }
         })
     }
@@ -691,9 +694,14 @@ impl Backend {
     pub async fn begin_read(&self, area: Area) -> Result<Tx> {
         Ok(match &self.pools {
             Pools::Postgres { pool, .. } => {
-                Tx::Postgres(pool.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?)
+                let pool = pool.clone();
+                let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+                Tx::Postgres(begun(async move { pool.begin_with(begin).await }).await?)
             }
-            Pools::Sqlite { files } => Tx::Sqlite(Self::file(files, area).read.begin().await?),
+            Pools::Sqlite { files } => {
+                let pool = Self::file(files, area).read.clone();
+                Tx::Sqlite(begun(async move { pool.begin().await }).await?)
+            }
         })
     }
 
@@ -812,6 +820,16 @@ impl Backend {
             Pools::Sqlite { .. } => Ok(None),
         }
     }
+}
+
+/// Begins a transaction in a task of its own, so that it is always begun, and rolled back if nobody wants it
+/// any more. With sqlx 0.8.6 a caller that is dropped while it begins (a client hangs up) can leave the
+/// transaction open on a connection that goes back to the pool: SQLite's file stays locked for everybody,
+/// and on PostgreSQL whoever gets the connection next reads from the old snapshot.
+async fn begun<DB: sqlx::Database>(
+    begin: impl Future<Output = sqlx::Result<Transaction<'static, DB>>> + Send + 'static,
+) -> Result<Transaction<'static, DB>> {
+    Ok(tokio::spawn(begin).await.map_err(|_| sqlx::Error::WorkerCrashed)??)
 }
 
 async fn connect_postgres(url: &str, connections_max: u32) -> Result<Pools> {

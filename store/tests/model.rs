@@ -16,7 +16,7 @@ use annals_domain::scim::schema::{ENTERPRISE_USER, Registry};
 use annals_domain::scim::sort::{Place, Sort, SortValue};
 use annals_domain::tenant::TenantSettings;
 use annals_domain::view::{IndexRow, index_rows};
-use annals_store::model::{ModelApplied, Search, SearchPage, Switched};
+use annals_store::model::{ModelApplied, RebuildRun, Search, SearchPage, Switched};
 use annals_store::{Database, IfMatch, Limits, Request, RootKey, Store, StoreError, StoreOptions};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestCaseError, TestRunner};
@@ -309,6 +309,7 @@ contract! {
     an_index_that_is_being_built_misses_no_change
     a_document_that_cannot_be_indexed_keeps_nobody_else_out
     a_rebuild_keeps_the_indexes
+    a_rebuild_compares_page_by_page_while_life_goes_on
     pages_are_served_by_an_index
     lists_agree_with_their_evaluation_in_memory
     custom_lists_agree_with_what_the_values_mean
@@ -947,7 +948,17 @@ async fn rebuild(store: &Store) -> Switched {
     loop {
         store.rebuild_catch_up(&mut run).await.unwrap();
         match store.rebuild_compare_and_switch(&mut run).await.unwrap() {
-            Switched::Behind => {}
+            Switched::Behind | Switched::Compared(_) => {}
+            end => return end,
+        }
+    }
+}
+
+/// Compares page after page, and switches.
+async fn switch(store: &Store, run: &mut RebuildRun) -> Switched {
+    loop {
+        match store.rebuild_compare_and_switch(run).await.unwrap() {
+            Switched::Compared(_) => {}
             end => return end,
         }
     }
@@ -1018,7 +1029,7 @@ async fn a_rebuild_equals_the_live_model_and_loses_nothing(f: Fixture) {
     assert_ne!(before, live);
     while f.store.rebuild_catch_up(&mut run).await.unwrap().behind > 0 {}
     assert_eq!(everything(&f.store).await, live, "not live before the switch");
-    assert_eq!(f.store.rebuild_compare_and_switch(&mut run).await.unwrap(), Switched::Live(2));
+    assert_eq!(switch(&f.store, &mut run).await, Switched::Live(2));
     assert_eq!(everything(&f.store).await, live);
     let health = f.store.model_health().await.unwrap();
     assert_eq!((health.generation, health.checkpoint), (2, f.store.head().await.unwrap().position));
@@ -1051,7 +1062,7 @@ async fn a_rebuild_goes_on_after_copying_and_ends_its_forerunner(f: Fixture) {
     let live = everything(&f.store).await;
     let mut run = f.store.rebuild_begin().await.unwrap();
     assert!(f.store.rebuild_copy(&mut run).await.unwrap().finished, "the copy is there");
-    assert_eq!(f.store.rebuild_compare_and_switch(&mut run).await.unwrap(), Switched::Live(2));
+    assert_eq!(switch(&f.store, &mut run).await, Switched::Live(2));
     assert_eq!(everything(&f.store).await, live);
     // Cancelled: what it wrote is swept.
     let mut run = f.store.rebuild_begin().await.unwrap();
@@ -1082,11 +1093,28 @@ async fn a_rebuild_that_differs_does_not_go_live(f: Fixture) {
         ("DELETE FROM link_b", "DELETE FROM model.link_b"),
         ("UPDATE attribute_b SET value = 'other'", "UPDATE model.attribute_b SET value = 'other'"),
         ("UPDATE resource_b SET version = 99", "UPDATE model.resource_b SET version = 99"),
+        // In the last page only, and more than there should be.
+        (
+            "DELETE FROM link_b WHERE (from_id, to_id) = (SELECT from_id, to_id FROM link_b \
+             ORDER BY from_id DESC, to_id DESC LIMIT 1)",
+            "DELETE FROM model.link_b WHERE (from_id, to_id) = (SELECT from_id, to_id FROM model.link_b \
+             ORDER BY from_id DESC, to_id DESC LIMIT 1)",
+        ),
+        (
+            "INSERT INTO link_b VALUES ('acme', 'members', 'zz', 'zz')",
+            "INSERT INTO model.link_b VALUES ('acme', 'members', 'zz', 'zz')",
+        ),
+        (
+            "INSERT INTO resource_b SELECT tenant, 'zz', resource_type, version, position, origin, created, \
+             modified, deleted, display, document FROM resource_b LIMIT 1",
+            "INSERT INTO model.resource_b SELECT tenant, 'zz', resource_type, version, position, origin, \
+             created, modified, deleted, display, document FROM model.resource_b LIMIT 1",
+        ),
     ] {
-        let mut run = f.store.rebuild_begin().await.unwrap();
+        let mut run = f.store.rebuild_begin().await.unwrap().comparing(7);
         while !f.store.rebuild_copy(&mut run).await.unwrap().finished {}
         f.meddle(sqlite, postgres).await;
-        let end = f.store.rebuild_compare_and_switch(&mut run).await.unwrap();
+        let end = switch(&f.store, &mut run).await;
         assert!(matches!(end, Switched::Different(_)), "{sqlite}: {end:?}");
         assert_eq!(f.store.model_health().await.unwrap().generation, 1);
     }
@@ -1200,9 +1228,53 @@ async fn a_rebuild_keeps_the_indexes(f: Fixture) {
     assert_eq!(attribute_rows(&f).await, 2 * rows, "copied with its rows");
     // Asked for too late to be copied: the next question builds it anew.
     assert_eq!(found(&f.store, "User", r#"emails.value eq "7@x.test""#).await.len(), 1);
-    assert!(matches!(f.store.rebuild_compare_and_switch(&mut run).await.unwrap(), Switched::Live(2)));
+    assert_eq!(switch(&f.store, &mut run).await, Switched::Live(2));
     assert_eq!(found(&f.store, "User", r#"emails.value eq "7@x.test""#).await.len(), 1);
     assert_eq!(found(&f.store, "User", "userName pr").await.len(), 29);
+}
+
+async fn a_rebuild_compares_page_by_page_while_life_goes_on(f: Fixture) {
+    let (users, groups) = populate(&f).await;
+    follow(&f.store).await;
+    let mut run = f.store.rebuild_begin().await.unwrap().comparing(4);
+    while !f.store.rebuild_copy(&mut run).await.unwrap().finished {}
+    let mut pages = 0;
+    loop {
+        // Ahead of what is compared and behind it: changes, deletes, erasures, members. The live projector
+        // sees some of them before the rebuild does.
+        if pages < 24 {
+            let title = json!({ "userName": format!("u{pages}"), "title": format!("at {pages}") });
+            replace(&f.store, "User", &users[10 + pages % 4], title).await;
+            let members = json!([{ "value": users[29] }, { "value": users[28 - pages % 3] }]);
+            let body = json!({ "displayName": "moved", "members": members });
+            replace(&f.store, "Group", &groups[pages % 3], body).await;
+            create(&f.store, "User", json!({ "userName": format!("new{pages}") })).await;
+            match pages {
+                5 => execute(&f.store, "User", &users[24], Command::Delete).await,
+                6 => execute(&f.store, "Group", &groups[3], Command::Delete).await,
+                3 | 9 => {
+                    let id = if pages == 3 { &users[25] } else { &users[24] };
+                    f.store.erase(&acme(), id, Actor::operator("test")).await.unwrap();
+                }
+                _ => {}
+            }
+        }
+        if pages % 2 == 0 {
+            follow(&f.store).await;
+        }
+        match f.store.rebuild_compare_and_switch(&mut run).await.unwrap() {
+            Switched::Compared(keys) => assert!(keys <= 4, "a page has {keys} keys"),
+            Switched::Live(generation) => break assert_eq!(generation, 2),
+            other => panic!("{other:?}"),
+        }
+        pages += 1;
+    }
+    assert!(pages >= 15, "{pages} pages");
+    follow(&f.store).await;
+    let live = everything(&f.store).await;
+    while f.store.model_sweep().await.unwrap() > 0 {}
+    assert_eq!(rebuild(&f.store).await, Switched::Live(3));
+    assert_eq!(everything(&f.store).await, live);
 }
 
 // ---- speed ----

@@ -21,6 +21,7 @@ use serde_json::{Map, Value, json};
 use crate::child::find_program;
 use crate::downstream::{Downstream, sequence};
 use crate::load::Acknowledged;
+use crate::scim::ENTERPRISE;
 
 const PAGE_EVENTS: usize = 1_000;
 /// Longest anyone may have to wait for a lane to be looked at again.
@@ -63,6 +64,11 @@ impl Checkers {
             None => None,
         };
         Ok(Checkers { store: store.clone(), database: database.clone(), raw, nats })
+    }
+
+    /// Closes what it opened.
+    pub async fn close(&self) {
+        self.raw.close().await;
     }
 
     /// Everything below that needs no record from outside.
@@ -151,12 +157,18 @@ impl Checkers {
             let mut run = self.store.rebuild_begin().await.context("beginning a rebuild")?;
             while !self.store.rebuild_copy(&mut run).await.context("copying")?.finished {}
             while self.store.rebuild_catch_up(&mut run).await.context("catching up")?.behind > 0 {}
-            match self.store.rebuild_compare_and_switch(&mut run).await.context("switching")? {
+            let switched = loop {
+                match self.store.rebuild_compare_and_switch(&mut run).await.context("switching")? {
+                    Switched::Compared(_) => {}
+                    switched => break switched,
+                }
+            };
+            match switched {
                 Switched::Live(_) => {
                     live = true;
                     break;
                 }
-                Switched::Behind => {}
+                Switched::Behind | Switched::Compared(_) => {}
                 Switched::Different(reason) => bail!("the rebuilt read model differs: {reason}"),
             }
         }
@@ -331,6 +343,17 @@ impl Checkers {
              l.attempts, l.due_at, l.last_error FROM lanes.lane l WHERE l.state <> 'idle' LIMIT 5";
         let busy = table(&self.raw, Area::Lanes, busy, 9).await?;
         ensure!(busy.is_empty(), "lanes are not done: {busy:?}");
+        Ok(())
+    }
+
+    /// Whether the janitor has finished every delete.
+    ///
+    /// # Errors
+    /// Says what is left.
+    pub async fn nothing_is_pending(&self) -> Result<()> {
+        let select = "SELECT p.tenant, p.id FROM journal.pending_removal p LIMIT 5";
+        let pending = table(&self.raw, Area::Journal, select, 2).await?;
+        ensure!(pending.is_empty(), "deletes are not finished: {pending:?}");
         Ok(())
     }
 
@@ -541,14 +564,17 @@ impl Checkers {
         for (id, kind, document) in &states {
             let key = if kind == "Group" { "displayName" } else { "userName" };
             names.insert(id.clone(), name_of(document, key));
-            if kind == "User" {
-                here.insert(name_of(document, "userName"), compared(document));
-            }
+        }
+        for (_, _, document) in states.iter().filter(|(_, kind, _)| kind == "User") {
+            let manager = manager_of(document).and_then(|id| names.get(id).cloned());
+            here.insert(name_of(document, "userName"), compared(document, manager));
         }
         let mut there: BTreeMap<String, Value> = BTreeMap::new();
         for user in users.values() {
             let name = name_of(user, "userName");
-            ensure!(there.insert(name.clone(), compared(user)).is_none(), "{name} is there twice");
+            let manager = manager_of(user).and_then(|id| users.get(id)).map(|user| name_of(user, "userName"));
+            let user = compared(user, manager);
+            ensure!(there.insert(name.clone(), user).is_none(), "{name} is there twice");
         }
         for name in here.keys().chain(there.keys()) {
             let (ours, theirs) = (here.get(name), there.get(name));
@@ -589,6 +615,26 @@ impl Checkers {
         for name in our_groups.keys().chain(their_groups.keys()) {
             let (ours, theirs) = (our_groups.get(name), their_groups.get(name));
             ensure!(ours == theirs, "group {name}: ours {ours:?}, theirs {theirs:?}");
+        }
+        Ok(())
+    }
+
+    /// Neither set of tables of the read model holds one of these values of erased persons.
+    ///
+    /// # Errors
+    /// Names the value and where it is.
+    pub async fn forgotten(&self, tenant: &TenantId, values: &[&str]) -> Result<()> {
+        for slot in ["a", "b"] {
+            let queries = [
+                format!("SELECT m.id, m.document FROM model.resource_{slot} m WHERE m.tenant = '{tenant}'"),
+                format!("SELECT m.id, m.value FROM model.attribute_{slot} m WHERE m.tenant = '{tenant}'"),
+            ];
+            for select in queries {
+                for row in table(&self.raw, Area::Model, &select, 2).await? {
+                    let left = values.iter().find(|value| row[1].contains(**value));
+                    ensure!(left.is_none(), "slot {slot} still has {left:?} of {}", row[0]);
+                }
+            }
         }
         Ok(())
     }
@@ -739,8 +785,13 @@ fn contains(haystack: &[u8], needle: &[u8]) -> bool {
     false
 }
 
+fn manager_of(user: &Map<String, Value>) -> Option<&str> {
+    user.get(ENTERPRISE)?.get("manager")?.get("value")?.as_str()
+}
+
 /// What of a user an application must have as we do.
-fn compared(user: &Map<String, Value>) -> Value {
+fn compared(user: &Map<String, Value>, manager: Option<String>) -> Value {
+    let enterprise = user.get(ENTERPRISE).cloned().unwrap_or_default();
     let pick = |name: &str| user.get(name).cloned().unwrap_or_default();
     let name = user.get("name").and_then(Value::as_object).cloned().unwrap_or_default();
     let emails = user.get("emails").and_then(Value::as_array).cloned().unwrap_or_default();
@@ -754,6 +805,8 @@ fn compared(user: &Map<String, Value>) -> Value {
         "givenName": name.get("givenName"),
         "familyName": name.get("familyName"),
         "emails": emails,
+        "department": enterprise["department"],
+        "manager": manager,
     })
 }
 

@@ -38,6 +38,10 @@ pub enum Action {
     Delay(Duration),
     /// The honest answer, once [`Downstream::release`] is called.
     Hold,
+    /// The honest effect, and the honest answer, but late.
+    Late(Duration),
+    /// The honest effect, answered with this status.
+    Lie(u16),
     /// The connection breaks; the request had no effect.
     DropBefore,
     /// The connection breaks; the request had its effect, but the client cannot know.
@@ -290,7 +294,8 @@ impl Downstream {
     }
 
     /// Every received event came once, and each entity's came in the order of their positions. With
-    /// `repeats`, an event may come again if nothing about it has changed; what counts is its first arrival.
+    /// `repeats`, an event may come again if nothing about it has changed but that its person was erased;
+    /// what counts is its first arrival.
     ///
     /// # Errors
     /// Names the first one that did not.
@@ -301,7 +306,11 @@ impl Downstream {
             let (id, event) = (received.id, received.event);
             if let Some(known) = first.get(&id) {
                 ensure!(repeats, "event {id} came twice");
-                ensure!(*known == event, "event {id} came again and differs: {known} is not {event}");
+                let is_erased = event["data"]["erased"] == json!(true);
+                ensure!(
+                    *known == event || is_erased,
+                    "event {id} came again and differs: {known} is not {event}"
+                );
                 continue;
             }
             let subject = event.get("subject").and_then(Value::as_str).unwrap_or_default().to_owned();
@@ -384,6 +393,15 @@ async fn serve(State(inner): State<Arc<Inner>>, request: Request) -> Response {
         Some(Action::Delay(time)) => {
             tokio::time::sleep(time).await;
             inner.honest(&parts.method, &target, &parts.headers, &body)
+        }
+        Some(Action::Late(time)) => {
+            let answer = inner.honest(&parts.method, &target, &parts.headers, &body);
+            tokio::time::sleep(time).await;
+            answer
+        }
+        Some(Action::Lie(status)) => {
+            inner.honest(&parts.method, &target, &parts.headers, &body);
+            plain(status, "")
         }
         Some(Action::Hold) => {
             inner.released.notified().await;

@@ -12,6 +12,7 @@ pub mod child;
 pub mod clock;
 pub mod cluster;
 pub mod downstream;
+pub mod expected;
 pub mod flow;
 pub mod http;
 pub mod load;

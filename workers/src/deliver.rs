@@ -262,6 +262,14 @@ async fn work(
         run.lease.work.applied_position = run.lease.wanted_position;
         Ok(Outcome::Unchanged)
     };
+    if let Err(Stop::Failed(failure)) = &ran
+        && run.requests > 0
+        && failure.status != Some(429)
+    {
+        // What failed may have had its effect all the same. Should the entity go back to what was applied
+        // before, that must not look like done already.
+        run.lease.work.applied_hash = None;
+    }
     let report = match report(&run, ran, began.0, began.1.elapsed(), &options) {
         Ok(report) => report,
         Err(error) => {

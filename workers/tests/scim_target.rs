@@ -661,6 +661,22 @@ async fn a_name_that_changes_hands_is_no_conflict() {
     assert_eq!(world.lanes_in(LaneState::Idle).await, 2);
 }
 
+/// Who takes a name that another user has there still waits for that one's lane, however long it takes.
+#[tokio::test]
+async fn a_name_that_is_taken_over_is_no_conflict() {
+    let (mut world, target) = world_and_target().await;
+    let (first, second) = (world.user("ines").await, world.user("omar").await);
+    world.settle().await;
+    let there = remote(&world, &first).await;
+    target.script(Some(Method::PATCH), &there, 8, Action::status(500));
+    world.set(&first, "userName", json!("ines.old")).await;
+    world.set(&second, "userName", json!("ines")).await;
+    world.settle_for(Duration::from_secs(3_600)).await;
+    assert_eq!(target.user("ines").unwrap()["externalId"], json!(second));
+    assert_eq!(target.user("ines.old").unwrap()["externalId"], json!(first));
+    assert_eq!(world.lanes_in(LaneState::Idle).await, 2);
+}
+
 #[tokio::test]
 async fn two_that_match_are_not_guessed_between() {
     let (mut world, target) = world_and_target().await;
@@ -895,4 +911,31 @@ async fn a_type_that_the_target_lacks_is_quarantined_and_holds_nobody_back() {
         assert_eq!(target.resources("Devices").len(), 1);
         assert_eq!(world.lane("crm", &device).await.state, LaneState::Idle);
     }
+}
+
+/// A change whose answer was lost, and that is taken back before it is tried again: what was applied last is
+/// what is wanted now, but not what the target has.
+#[tokio::test]
+async fn what_a_lost_answer_did_is_taken_back() {
+    let (mut world, target) = world_and_target().await;
+    let anna = world.user("anna").await;
+    world.settle().await;
+    let active = |is: bool| target.user("anna").unwrap()["active"] == json!(is);
+    // The answer is lost.
+    target.script(Some(Method::PATCH), "/Users", 1, Action::DropAfter);
+    world.set(&anna, "active", json!(false)).await;
+    world.settle().await;
+    assert!(active(false));
+    world.set(&anna, "active", json!(true)).await;
+    world.settle_for(Duration::from_secs(600)).await;
+    assert!(active(true));
+    // The one who would have heard it dies.
+    target.script(Some(Method::PATCH), "/Users", 1, Action::Late(Duration::from_secs(5)));
+    world.set(&anna, "active", json!(false)).await;
+    world.step_until("the change arrives", || active(false)).await;
+    world.deliverer = annals_workers::Deliverer::new(world.store.clone(), world::options()).unwrap();
+    world.set(&anna, "active", json!(true)).await;
+    world.settle_for(Duration::from_secs(600)).await;
+    assert!(active(true));
+    assert_eq!(world.lanes_in(LaneState::Idle).await, 1);
 }

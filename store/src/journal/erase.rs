@@ -42,7 +42,11 @@ impl Store {
                 idempotency: None,
                 deadline: None,
             };
-            self.execute(request).await?;
+            match self.execute(request).await {
+                // Somebody else has deleted it since it was looked at: it is still to be erased.
+                Err(StoreError::Refused(refusal)) if refusal.status == 404 => {}
+                done => drop(done?),
+            }
         }
         let version = self.state(tenant, id).await?.map_or(0, |state| state.version);
         let last = self.read_stream(tenant, id, version - 1, 1).await?;

@@ -530,6 +530,7 @@ async fn pay(
 
 fn read_leased(row: &Row, quota: &Quota, until: Timestamp) -> Result<Leased> {
     let applied_version = row.int(10)?;
+    let state = LaneState::stored(&row.text(9)?)?;
     let snapshot = match (row.opt_int(14)?, row.opt_text(15)?) {
         (Some(version), Some(after)) => Some(Snapshot { version, after }),
         _ => None,
@@ -549,14 +550,15 @@ fn read_leased(row: &Row, quota: &Quota, until: Timestamp) -> Result<Leased> {
         until,
         attempts: row.int(7)?,
         resync: row.opt_int(8)?.is_some(),
-        was_waiting: LaneState::stored(&row.text(9)?)? == LaneState::Waiting,
+        was_waiting: state == LaneState::Waiting,
         target_failures: 0,
         request_us: 0,
         start_version: applied_version,
         work: LaneWork {
             applied_version,
             applied_position: row.int(11)?,
-            applied_hash: row.opt_bytes(12)?,
+            // Who held it and vanished may have sent something since.
+            applied_hash: row.opt_bytes(12)?.filter(|_| state != LaneState::Leased),
             remote: remote(row.opt_text(13)?, row.opt_text(16)?),
             snapshot,
             pending: Vec::new(),

@@ -5,6 +5,10 @@
 //! and changes the pointer. Each page is fenced by the run's row, so a later run ends an earlier one. A
 //! run that stops while it copies starts over, as its snapshot is gone; one that stops later goes on.
 //! Live projection never waits for any of it.
+//!
+//! It compares while it follows: before each page of keys the slot is brought to the position of a fresh
+//! snapshot of the journal, and nobody else moves the slot, so both sides of the page are of one position
+//! whatever happens meanwhile. What was compared changes afterwards only by events.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -31,7 +35,9 @@ const CLEARED_PER_STEP_MAX: i64 = 20_000;
 const STATES_PER_STEP_MAX: i64 = 1_000;
 /// Links copied in one step.
 const LINKS_PER_STEP_MAX: usize = 10_000;
-/// Entities compared in full before a switch.
+/// Keys compared in one step: entities by version, links as they are.
+const COMPARED_PER_STEP_MAX: usize = 5_000;
+/// Entities of a page whose documents and rows are compared too.
 const SAMPLE_MAX: usize = 256;
 /// Tables of a slot with their keys.
 const TABLES: [(&str, &str); 5] = [
@@ -48,14 +54,23 @@ pub struct RebuildRun {
     slot: Slot,
     epoch: i64,
     phase: Phase,
-    /// A uniform sample of what was copied.
-    sample: Vec<Key>,
-    copied: u64,
+    compared: Compared,
+    /// Keys compared in one step.
+    page: usize,
 }
 
 impl fmt::Debug for RebuildRun {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RebuildRun").field("id", &self.id).field("slot", &self.slot).finish_non_exhaustive()
+    }
+}
+
+impl RebuildRun {
+    /// Compares so many keys in one step instead of 5,000.
+    #[must_use]
+    pub fn comparing(mut self, keys: usize) -> RebuildRun {
+        self.page = keys.clamp(1, COMPARED_PER_STEP_MAX);
+        self
     }
 }
 
@@ -72,6 +87,52 @@ struct Copying {
     states_after: Option<(String, String)>,
     /// Last link copied: tenant, from, to.
     links_after: (String, String, String),
+}
+
+/// How far a run has compared.
+#[derive(Debug)]
+enum Compared {
+    /// Entities up to this key.
+    Entities(EntityKey),
+    /// All entities, and links up to this key.
+    Links(LinkKey),
+    /// Everything.
+    All,
+}
+
+/// Tenant and id, as they are ordered.
+type EntityKey = (String, String);
+/// Tenant, from and to, as they are ordered.
+type LinkKey = (String, String, String);
+
+impl Default for Compared {
+    fn default() -> Compared {
+        Compared::Entities(Default::default())
+    }
+}
+
+/// What of an entity is compared without its content.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Brief {
+    version: i64,
+    position: Position,
+    deleted: bool,
+}
+
+/// Two pages in the order of their keys, each of at most so many rows: what of them can be compared, and
+/// where to go on. `None`: everything is.
+fn comparable<K: Ord + Clone, A, B>(
+    ours: &mut BTreeMap<K, A>,
+    theirs: &mut BTreeMap<K, B>,
+    max: usize,
+) -> Option<K> {
+    let end = |len: usize, last: Option<&K>| if len < max { None } else { last.cloned() };
+    let ends = [end(ours.len(), ours.keys().next_back()), end(theirs.len(), theirs.keys().next_back())];
+    // Beyond the end of the shorter page nothing is known of it.
+    let end = ends.into_iter().flatten().min()?;
+    ours.retain(|key, _| *key <= end);
+    theirs.retain(|key, _| *key <= end);
+    Some(end)
 }
 
 /// Stored values by path, element and ordinal.
@@ -105,6 +166,8 @@ pub enum Switched {
     Live(i64),
     /// The journal is more than a page ahead: catch up first.
     Behind,
+    /// So many keys were compared, and there are more: once again.
+    Compared(usize),
     /// It is not what the journal says; the reason, without values. The next run starts over.
     Different(String),
 }
@@ -142,7 +205,8 @@ impl Store {
         tx.commit().await?;
         tracing::info!(run = id, goes_on, "a rebuild of the read model begins");
         let phase = if goes_on { Phase::Following } else { Phase::Clearing };
-        Ok(RebuildRun { id, slot, epoch, phase, sample: Vec::new(), copied: 0 })
+        let (compared, page) = (Compared::default(), COMPARED_PER_STEP_MAX);
+        Ok(RebuildRun { id, slot, epoch, phase, compared, page })
     }
 
     /// Does one bounded piece of clearing and copying.
@@ -183,10 +247,6 @@ impl Store {
             states.retain(|state| !is_administrative(&state.resource_type));
             let origins = origins(&mut copying.snapshot, &states).await?;
             self.copy_states(place, &states, &origins).await?;
-            for state in &states {
-                run.copied += 1;
-                self.sample(&mut run.sample, run.copied, (state.tenant.clone(), state.id.clone()));
-            }
             return Ok(Copied { rows: states.len(), finished: false });
         }
         let (tenant, from, to) = &copying.links_after;
@@ -217,8 +277,8 @@ impl Store {
         Ok(CaughtUp { applied: events.len(), behind: self.head().await?.position - at })
     }
 
-    /// Brings the rebuilt slot to one position of the journal, compares it with a fresh snapshot of that
-    /// position, and makes it live.
+    /// Brings the rebuilt slot to one position of the journal and compares a page of it with a fresh snapshot
+    /// of that position; once all of it is compared, makes it live.
     pub async fn rebuild_compare_and_switch(&self, run: &mut RebuildRun) -> Result<Switched> {
         let mut snapshot = self.backend().begin_read(Area::Journal).await?;
         let (target, epoch) = counter(&mut snapshot).await?;
@@ -235,7 +295,11 @@ impl Store {
                 ModelApplied::Advanced(position) if position == target => {}
                 _ => return Ok(Switched::Behind),
             }
-            self.difference(run, &mut snapshot).await?
+            let (keys, different) = self.compare_page(run, &mut snapshot).await?;
+            if different.is_none() && !matches!(run.compared, Compared::All) {
+                return Ok(Switched::Compared(keys));
+            }
+            different
         };
         snapshot.rollback().await?;
         if different.is_none() {
@@ -297,20 +361,6 @@ impl Store {
         let select = sql("SELECT c.position FROM model.checkpoint c WHERE c.slot = $1");
         let row = self.backend().fetch_optional(Area::Model, select.bind(run.slot.letter())).await?;
         row.map_or(Ok(0), |row| row.int(0))
-    }
-
-    /// Keeps a uniform sample of all that came by; this is the `n`th.
-    fn sample(&self, sample: &mut Vec<Key>, n: u64, key: Key) {
-        if sample.len() < SAMPLE_MAX {
-            sample.push(key);
-            return;
-        }
-        let mut random = [0u8; 8];
-        self.entropy().fill(&mut random);
-        let at = usize::try_from(u64::from_le_bytes(random) % n).unwrap_or(usize::MAX);
-        if let Some(place) = sample.get_mut(at) {
-            *place = key;
-        }
     }
 
     /// Writes a page of states; where the page fails, each alone, and parks those that fail.
@@ -377,74 +427,164 @@ impl Store {
         tx.commit().await
     }
 
-    /// How the rebuilt slot differs from the journal's snapshot of the same position, if it does.
-    async fn difference(&self, run: &mut RebuildRun, journal: &mut Tx) -> Result<Option<String>> {
+    /// Compares the next page of the slot with the journal's snapshot of the same position: how many keys,
+    /// and how they differ, if they do.
+    async fn compare_page(&self, run: &mut RebuildRun, journal: &mut Tx) -> Result<(usize, Option<String>)> {
         let mut model = self.backend().begin_read(Area::Model).await?;
-        let slot = run.slot;
-        let wanted = counts(
-            journal
-                .fetch_all(sql(
-                    "SELECT s.resource_type, COUNT(*) FROM journal.state s GROUP BY s.resource_type",
-                ))
-                .await?,
-        )?;
-        let select =
-            slot.sql("SELECT m.resource_type, COUNT(*) FROM model.resource_@ m GROUP BY m.resource_type");
-        let found = counts(model.fetch_all(select).await?)?;
-        let select = slot.sql(
-            "SELECT COUNT(*) FROM model.parked_@ p WHERE NOT EXISTS \
-             (SELECT 1 FROM model.resource_@ m WHERE m.tenant = p.tenant AND m.id = p.id)",
-        );
-        let parked = one_count(&mut model, select).await?;
-        let (wanted_sum, found_sum): (i64, i64) = (wanted.values().sum(), found.values().sum());
-        if wanted_sum != found_sum + parked || (parked == 0 && wanted != found) {
-            return Ok(Some(format!(
-                "the journal has {wanted_sum} entities, the read model {found_sum} and {parked} parked"
-            )));
-        }
-
-        let links = |link: &str, entity: &str| {
-            format!(
-                "SELECT COUNT(*) FROM {link} l WHERE l.attribute = $1 AND NOT EXISTS \
-                 (SELECT 1 FROM {entity} g WHERE g.tenant = l.tenant AND g.id = l.from_id AND g.deleted = 1)"
-            )
+        let compared = match &run.compared {
+            Compared::Entities(after) => {
+                let after = after.clone();
+                self.compare_entities(run, journal, &mut model, &after).await?
+            }
+            Compared::Links(after) => {
+                let after = after.clone();
+                self.compare_links(run, journal, &mut model, &after).await?
+            }
+            Compared::All => (0, None),
         };
-        let wanted = one_count(journal, sql(links("journal.link", "journal.state")).bind(MEMBERS)).await?;
-        let select = slot.sql(&links("model.link_@", "model.resource_@")).bind(MEMBERS);
-        let found = one_count(&mut model, select).await?;
-        if wanted != found {
-            return Ok(Some(format!("the journal has {wanted} member links, the read model {found}")));
-        }
+        model.rollback().await?;
+        Ok(compared)
+    }
 
-        if run.sample.is_empty() {
-            // A run that was gone on with: the ends of the table instead.
-            for order in ["", " DESC"] {
-                let select = slot.sql(&format!(
-                    "SELECT m.tenant, m.id FROM model.resource_@ m ORDER BY m.tenant{order}, m.id{order} LIMIT $1"
-                ));
-                for row in model.fetch_all(select.bind(SAMPLE_MAX / 2)).await? {
-                    run.sample.push((tenant_id(&row.text(0)?)?, ResourceId::from_text(&row.text(1)?)));
+    async fn compare_entities(
+        &self,
+        run: &mut RebuildRun,
+        journal: &mut Tx,
+        model: &mut Tx,
+        after: &EntityKey,
+    ) -> Result<(usize, Option<String>)> {
+        let select = sql("SELECT s.tenant, s.id, s.version, s.position, s.deleted, s.resource_type \
+             FROM journal.state s WHERE (s.tenant, s.id) > ($1, $2) ORDER BY s.tenant, s.id LIMIT $3");
+        let select = select.bind(&after.0).bind(&after.1).bind(run.page);
+        let mut wanted: BTreeMap<EntityKey, Option<Brief>> = BTreeMap::new();
+        for row in journal.fetch_all(select).await? {
+            let brief = Brief { version: row.int(2)?, position: row.int(3)?, deleted: row.flag(4)? };
+            let brief = Some(brief).filter(|_| !row.text(5).is_ok_and(|kind| is_administrative(&kind)));
+            wanted.insert((row.text(0)?, row.text(1)?), brief);
+        }
+        let select = run.slot.sql(
+            "SELECT m.tenant, m.id, m.version, m.position, m.deleted FROM model.resource_@ m \
+             WHERE (m.tenant, m.id) > ($1, $2) ORDER BY m.tenant, m.id LIMIT $3",
+        );
+        let select = select.bind(&after.0).bind(&after.1).bind(run.page);
+        let mut found: BTreeMap<EntityKey, Brief> = BTreeMap::new();
+        for row in model.fetch_all(select).await? {
+            let brief = Brief { version: row.int(2)?, position: row.int(3)?, deleted: row.flag(4)? };
+            found.insert((row.text(0)?, row.text(1)?), brief);
+        }
+        let end = comparable(&mut wanted, &mut found, run.page);
+        let keys = wanted.len();
+        // Administration is not in the read model.
+        let wanted: BTreeMap<EntityKey, Brief> =
+            wanted.into_iter().filter_map(|(key, brief)| Some((key, brief?))).collect();
+        let all: BTreeSet<&EntityKey> = wanted.keys().chain(found.keys()).collect();
+        let differing: Vec<&EntityKey> =
+            all.into_iter().filter(|key| wanted.get(*key) != found.get(*key)).collect();
+        if !differing.is_empty() {
+            let parked = parked(model, run.slot, &differing).await?;
+            for key in differing {
+                let excused = parked.contains(key)
+                    || match (wanted.get(key), found.get(key)) {
+                        // Repaired since the snapshot.
+                        (Some(wanted), Some(found)) if found.position > wanted.position => true,
+                        // Its person was erased since: the live projector empties this slot, too.
+                        (Some(_), Some(found)) if found.deleted => self.is_gone(key).await?,
+                        _ => false,
+                    };
+                if !excused {
+                    let (wanted, found) = (wanted.get(key), found.get(key));
+                    let (tenant, id) = key;
+                    let reason = format!("{id} of tenant {tenant} is {found:?}, in the journal {wanted:?}");
+                    return Ok((keys, Some(reason)));
                 }
             }
         }
-        let difference = self.sample_difference(run, journal, &mut model).await?;
-        model.rollback().await?;
-        Ok(difference)
+
+        let sample = self.sample(wanted.into_keys().collect());
+        let different = self.sample_difference(run, &sample, journal, model).await?;
+        run.compared = match end {
+            Some(end) => Compared::Entities(end),
+            None => Compared::Links(Default::default()),
+        };
+        Ok((keys, different))
     }
 
+    /// A few of these keys, evenly spread from a random one on.
+    fn sample(&self, keys: Vec<EntityKey>) -> Vec<EntityKey> {
+        let pace = keys.len().div_ceil(SAMPLE_MAX).max(1);
+        let mut random = [0u8; 8];
+        self.entropy().fill(&mut random);
+        let first = usize::from_le_bytes(random) % pace;
+        keys.into_iter().skip(first).step_by(pace).collect()
+    }
+
+    async fn is_gone(&self, (tenant, id): &EntityKey) -> Result<bool> {
+        let state = self.state(&tenant_id(tenant)?, &ResourceId::from_text(id)).await?;
+        Ok(state.is_some_and(|state| state.document().is_none()))
+    }
+
+    async fn compare_links(
+        &self,
+        run: &mut RebuildRun,
+        journal: &mut Tx,
+        model: &mut Tx,
+        after: &LinkKey,
+    ) -> Result<(usize, Option<String>)> {
+        // Links of deleted groups are left out: each side clears them away in its own time.
+        let text = |link: &str, entity: &str| {
+            format!(
+                "SELECT l.tenant, l.from_id, l.to_id, CAST(CASE WHEN EXISTS (SELECT 1 FROM {entity} g \
+                 WHERE g.tenant = l.tenant AND g.id = l.from_id AND g.deleted = 1) THEN 1 ELSE 0 END AS BIGINT) \
+                 FROM {link} l WHERE l.attribute = $1 \
+                 AND (l.tenant, l.attribute, l.from_id, l.to_id) > ($2, $1, $3, $4) \
+                 ORDER BY l.tenant, l.attribute, l.from_id, l.to_id LIMIT $5"
+            )
+        };
+        let page_keys = run.page;
+        let page = |select: crate::backend::Sql| {
+            let select = select.bind(MEMBERS).bind(&after.0).bind(&after.1).bind(&after.2);
+            select.bind(page_keys)
+        };
+        let mut wanted =
+            links_of(journal.fetch_all(page(sql(text("journal.link", "journal.state")))).await?)?;
+        let select = run.slot.sql(&text("model.link_@", "model.resource_@"));
+        let mut found = links_of(model.fetch_all(page(select)).await?)?;
+        let end = comparable(&mut wanted, &mut found, run.page);
+        let keys = wanted.len();
+        let all: BTreeSet<&LinkKey> = wanted.keys().chain(found.keys()).collect();
+        let is_there = |links: &BTreeMap<LinkKey, bool>, key: &LinkKey| links.get(key) == Some(&false);
+        let differing: Vec<&LinkKey> =
+            all.into_iter().filter(|key| is_there(&wanted, key) != is_there(&found, key)).collect();
+        if !differing.is_empty() {
+            let groups: Vec<EntityKey> =
+                differing.iter().map(|(tenant, from, _)| (tenant.clone(), from.clone())).collect();
+            let parked = parked(model, run.slot, &groups.iter().collect::<Vec<_>>()).await?;
+            for ((tenant, from, to), group) in differing.into_iter().zip(&groups) {
+                // A parked group's rows are old; one that was erased since is empty here already.
+                if !parked.contains(group) && !self.is_gone(group).await? {
+                    let reason = format!("the link from {from} to {to} of tenant {tenant}");
+                    return Ok((keys, Some(reason)));
+                }
+            }
+        }
+        run.compared = end.map_or(Compared::All, Compared::Links);
+        Ok((keys, None))
+    }
+
+    /// How some entities' documents and rows differ from the journal, if they do.
     async fn sample_difference(
         &self,
         run: &RebuildRun,
+        keys: &[EntityKey],
         journal: &mut Tx,
         model: &mut Tx,
     ) -> Result<Option<String>> {
-        let keys: BTreeSet<&Key> = run.sample.iter().collect();
         if keys.is_empty() {
             return Ok(None);
         }
         let rows = || {
             let mut rows = Rows::new(&[("tenant", Col::Text), ("id", Col::Text)]);
-            for (tenant, id) in &keys {
+            for (tenant, id) in keys {
                 rows.push(vec![tenant.into(), id.into()]);
             }
             rows
@@ -500,7 +640,12 @@ impl Store {
             let document = row.opt_text(4)?.map(|text| serde_json::from_str::<Value>(&text)).transpose();
             let document =
                 document.map_err(|e| StoreError::corrupt(format!("the row of {}", state.id), e))?;
+            let is_emptied = document.is_none() || entity.document.is_none();
             if document != entity.document.clone().map(|d| Value::Object(d.0)) {
+                if is_emptied && self.is_gone(&key).await? {
+                    // Erased since the snapshot: key and rows go at once.
+                    continue;
+                }
                 return differs("document");
             }
             let wanted = rows_of(&registries, &indexed, &state.tenant, &entity)?;
@@ -538,15 +683,24 @@ async fn origins(journal: &mut Tx, states: &[StateRow]) -> Result<Origins> {
     found.iter().map(entry).collect()
 }
 
-async fn one_count(tx: &mut Tx, select: crate::backend::Sql) -> Result<i64> {
-    tx.fetch_optional(select).await?.map_or(Ok(0), |row| row.int(0))
+/// Those of the entities that are parked in the slot.
+async fn parked(model: &mut Tx, slot: Slot, keys: &[&EntityKey]) -> Result<BTreeSet<EntityKey>> {
+    let mut rows = Rows::new(&[("tenant", Col::Text), ("id", Col::Text)]);
+    for (tenant, id) in keys.iter().copied().collect::<BTreeSet<_>>() {
+        rows.push(vec![tenant.into(), id.into()]);
+    }
+    let select = slot.sql(
+        "SELECT p.tenant, p.id FROM {rows} CROSS JOIN model.parked_@ p \
+         WHERE p.tenant = r.tenant AND p.id = r.id",
+    );
+    let found = model.fetch_all(select.rows(rows)).await?;
+    found.iter().map(|row| Ok((row.text(0)?, row.text(1)?))).collect()
 }
 
-/// Entities per type, administration left out.
-fn counts(rows: Vec<Row>) -> Result<BTreeMap<String, i64>> {
-    let counts = rows.iter().map(|row| Ok((row.text(0)?, row.int(1)?)));
-    let counts: Result<BTreeMap<String, i64>> = counts.collect();
-    Ok(counts?.into_iter().filter(|(name, _)| !is_administrative(name)).collect())
+/// Links, and whether each is a deleted group's.
+fn links_of(rows: Vec<Row>) -> Result<BTreeMap<LinkKey, bool>> {
+    let links = rows.iter().map(|row| Ok(((row.text(0)?, row.text(1)?, row.text(2)?), row.flag(3)?)));
+    links.collect()
 }
 
 /// Deletes a bounded number of rows of each table. Readers that still have the slot as their live one
@@ -561,4 +715,25 @@ async fn clear(tx: &mut Tx, slot: Slot) -> Result<usize> {
         rows += usize::try_from(tx.execute(delete.bind(CLEARED_PER_STEP_MAX)).await?).unwrap_or(usize::MAX);
     }
     Ok(rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_are_compared_up_to_the_end_of_the_shorter_one() {
+        let page = |keys: &[u32]| keys.iter().map(|key| (*key, ())).collect::<BTreeMap<u32, ()>>();
+        let cut = |ours: &[u32], theirs: &[u32]| {
+            let (mut ours, mut theirs) = (page(ours), page(theirs));
+            let end = comparable(&mut ours, &mut theirs, 3);
+            (end, ours.into_keys().collect::<Vec<_>>(), theirs.into_keys().collect::<Vec<_>>())
+        };
+        assert_eq!(cut(&[1, 2, 3], &[1, 2, 3]), (Some(3), vec![1, 2, 3], vec![1, 2, 3]));
+        assert_eq!(cut(&[1, 2, 3], &[2, 3, 4]), (Some(3), vec![1, 2, 3], vec![2, 3]));
+        assert_eq!(cut(&[7, 8, 9], &[1, 2, 3]), (Some(3), vec![], vec![1, 2, 3]));
+        // A page that is not full is all there is.
+        assert_eq!(cut(&[1, 2, 3], &[1, 9]), (Some(3), vec![1, 2, 3], vec![1]));
+        assert_eq!(cut(&[1], &[1, 9]), (None, vec![1], vec![1, 9]));
+    }
 }

@@ -422,7 +422,7 @@ impl Target {
         if answer.status == 409 {
             return match self.find(run, desired).await? {
                 Some(found) => self.link(run, state, desired, found).await,
-                None => Err(self.conflict(run, desired, &answer).await?),
+                None => Err(self.conflict(run, &Method::POST, desired, &answer).await?),
             };
         }
         // Nothing else has been asked of this endpoint that would answer 404 for want of a resource.
@@ -433,13 +433,19 @@ impl Target {
         Err(self.failure(run, &Method::POST, &answer, Some(&body)))
     }
 
-    /// The target says that there is one already, but we find none that could be this entity (OC-05).
-    async fn conflict(&mut self, run: &mut Run, desired: &Desired, answer: &Answer) -> Result<Stop, Stop> {
+    /// The target says that there is one already, but none that could be this entity (OC-05).
+    async fn conflict(
+        &mut self,
+        run: &mut Run,
+        method: &Method,
+        desired: &Desired,
+        answer: &Answer,
+    ) -> Result<Stop, Stop> {
         texts(&Value::Object(desired.body.clone()), &mut run.hide);
         // Perhaps another entity of ours still has the name there, and is about to give it up.
         let busy = self.is_name_in_motion(run, desired).await?;
         let class = if busy { Class::Transient } else { Class::Object };
-        let mut failure = run.refused("POST", answer, class);
+        let mut failure = run.refused(method.as_str(), answer, class);
         failure.message = format!("EntryConflict: {}", failure.message);
         Ok(failure.into())
     }
@@ -621,6 +627,7 @@ impl Target {
                     by_history = false;
                     there = None;
                 }
+                409 => return Err(self.conflict(run, &Method::PATCH, desired, &answer).await?),
                 _ => return Err(self.failure(run, &Method::PATCH, &answer, Some(&body))),
             }
         }
@@ -656,6 +663,9 @@ impl Target {
         }
         if answer.status == 404 && self.read(run, remote).await?.is_none() {
             return self.recreate(run, state, desired).await;
+        }
+        if answer.status == 409 {
+            return Err(self.conflict(run, &Method::PUT, desired, &answer).await?);
         }
         Err(self.failure(run, &Method::PUT, &answer, Some(&body)))
     }
