@@ -12,7 +12,7 @@ use annals_domain::ids::{ResourceId, TenantId};
 use annals_domain::resource::Command;
 use annals_domain::scim::dialect::{Dialect, Profile};
 use annals_domain::scim::filter::{Budget, Context, bind, parse};
-use annals_domain::scim::schema::Registry;
+use annals_domain::scim::schema::{Registry, ResourceType};
 use annals_domain::tenant::TenantSettings;
 use annals_domain::view::LookupKind;
 use annals_store::model::Search;
@@ -84,11 +84,22 @@ impl Fixture {
     }
 
     async fn find(&self, filter: &str) -> Vec<ResourceId> {
+        let search = self.search(filter).await;
+        self.b.search(&search).await.unwrap().found.into_iter().map(|found| found.id).collect()
+    }
+
+    /// How many there are, without reading them.
+    async fn count(&self, filter: &str) -> i64 {
+        let search = Search { count: 0, ..self.search(filter).await };
+        self.b.search(&search).await.unwrap().total
+    }
+
+    async fn search(&self, filter: &str) -> Search {
         let registry = self.b.registry_of(&acme()).await.unwrap();
         let rt = registry.resource_type("User").unwrap().clone();
         let parsed = parse(filter, Budget::default()).unwrap();
         let bound = bind(&parsed, &registry, &rt, Context::GET, &mut Dialect::new(Profile::Generic)).unwrap();
-        let search = Search {
+        Search {
             tenant: acme(),
             resource_types: vec![rt],
             filter: Some(bound),
@@ -98,8 +109,7 @@ impl Fixture {
             total: None,
             count: 100,
             timeout: Duration::from_secs(5),
-        };
-        self.b.search(&search).await.unwrap().found.into_iter().map(|found| found.id).collect()
+        }
     }
 }
 
@@ -135,6 +145,7 @@ contract!(
     definitions_are_in_force_at_once_in_every_process,
     a_command_decided_by_older_schemas_is_decided_again,
     the_read_model_indexes_what_came_right_after_a_definition,
+    a_type_of_today_is_not_counted_among_the_others,
     definitions_have_versions,
     two_processes_define_at_once,
     no_value_slips_in_while_its_attribute_is_removed,
@@ -173,10 +184,18 @@ async fn define(store: &Store) {
 
 /// A create by a process that knows no definitions.
 async fn create(store: &Store, body: Value) -> Result<Executed, StoreError> {
+    create_of(store, Registry::standard().resource_type("User").unwrap(), body).await
+}
+
+async fn create_of(
+    store: &Store,
+    resource_type: &Arc<ResourceType>,
+    body: Value,
+) -> Result<Executed, StoreError> {
     let id = ResourceId::from_uuid(store.entropy().uuid_v7(store.now()));
     let request = Request {
         tenant: acme(),
-        resource_type: Registry::standard().resource_type("User").unwrap().clone(),
+        resource_type: resource_type.clone(),
         id: id.clone(),
         command: Command::Create { id, body, client: Profile::Generic.into() },
         if_match: IfMatch::Absent,
@@ -252,6 +271,27 @@ async fn the_read_model_indexes_what_came_right_after_a_definition(f: Fixture) {
     f.project().await;
     assert_eq!(f.find(&format!(r#"{BADGE}:colour eq "RED""#)).await, [made.state.id]);
     assert_eq!(f.find(&format!(r#"{BADGE}:room eq "7""#)).await, [next.state.id]);
+}
+
+/// Whether an attribute's values are those of users only is a question of today's schemas.
+async fn a_type_of_today_is_not_counted_among_the_others(f: Fixture) {
+    create(&f.a, json!({"userName": "anna", "title": "Boss"})).await.unwrap();
+    f.project().await;
+    assert_eq!(f.count("title pr").await, 1);
+    // Asked before the definition, so by schemas that know of no other type with a title.
+    let before = f.search("title pr").await;
+    let desk = schema("urn:example:Desk", json!([{"name": "title"}]));
+    f.a.put_schema(&acme(), desk, actor()).await.unwrap();
+    let desks = json!({"name": "Desk", "endpoint": "/Desks", "schema": "urn:example:Desk"});
+    let desks = ResourceTypeDefinition::read(&desks).unwrap();
+    f.a.put_resource_type(&acme(), desks, actor()).await.unwrap();
+    let desks = f.a.registry_of(&acme()).await.unwrap().resource_type("Desk").unwrap().clone();
+    create_of(&f.a, &desks, json!({"schemas": ["urn:example:Desk"], "title": "By the window"}))
+        .await
+        .unwrap();
+    f.project().await;
+    assert_eq!(f.count("title pr").await, 1);
+    assert_eq!(f.b.search(&Search { count: 0, ..before }).await.unwrap().total, 1);
 }
 
 async fn definitions_have_versions(f: Fixture) {
