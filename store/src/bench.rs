@@ -10,6 +10,18 @@ use crate::error::{Result, StoreError};
 const QUEUE_MAX: usize = 4_096;
 const BATCH_MAX: usize = 512;
 
+/// What autovacuum does some time after a bulk load, so that no figure hangs on when it came. Without it,
+/// PostgreSQL looks up in the table whether each row of an index is visible. Does nothing on SQLite.
+pub async fn settle(store: &Store) -> Result<()> {
+    if store.is_postgres() {
+        for table in ["resource_a", "attribute_a", "link_a"] {
+            let vacuum = sql(format!("VACUUM (ANALYZE) model.{table}"));
+            store.backend().fetch_all(Area::Model, vacuum).await?;
+        }
+    }
+    Ok(())
+}
+
 type Waiting = (String, oneshot::Sender<bool>);
 
 /// Writes bodies as they come, many in one transaction. Cheap to clone.

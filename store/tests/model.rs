@@ -311,6 +311,10 @@ contract! {
     a_rebuild_keeps_the_indexes
     a_rebuild_compares_page_by_page_while_life_goes_on
     pages_are_served_by_an_index
+    narrow_filters_read_no_list_of_all
+    counts_are_made_from_values_alone
+    counts_are_remembered_until_the_tenants_next_event
+    who_has_no_value_is_found_in_any_order
     lists_agree_with_their_evaluation_in_memory
     custom_lists_agree_with_what_the_values_mean
 }
@@ -700,6 +704,154 @@ async fn pages_are_served_by_an_index(f: Fixture) {
     }
 }
 
+/// Users as directories have them; every third one has a nickname.
+async fn typical_users(f: &Fixture, users: usize) {
+    let mut script = Script::new(acme(), 0);
+    for n in 0..users {
+        let mut user = typical_user(n);
+        if n.is_multiple_of(3) {
+            user["nickName"] = json!(format!("nick{n}"));
+        }
+        script.user(&format!("u{n:04}"), user);
+    }
+    script.apply(&f.store).await;
+}
+
+/// What matches a few is found by their values and keys: no index that has all resources of a type is read.
+async fn narrow_filters_read_no_list_of_all(f: Fixture) {
+    typical_users(&f, 4_000).await;
+    for filter in [
+        r#"emails.value eq "given77@example.com""#.to_owned(),
+        r#"emails[type eq "work" and value eq "given77@example.com"]"#.to_owned(),
+        format!(r#"{ENTERPRISE_USER}:employeeNumber eq "77""#),
+        format!(r#"{ENTERPRISE_USER}:employeeNumber eq "77" and active eq true"#),
+        format!(r#"{ENTERPRISE_USER}:employeeNumber eq "77" or emails.value eq "given78@example.com""#),
+        r#"userName sw "given77.""#.to_owned(),
+    ] {
+        let query = search(&acme(), "User", Some(bound("User", &filter, Profile::Generic).unwrap()));
+        assert!((1..3).contains(&f.store.search(&query).await.unwrap().total), "{filter}");
+        let plans = f.store.explain_search(&query).await.unwrap();
+        // How they are counted, and how they are read.
+        let plans: Vec<String> = plans.split(String::is_empty).take(2).map(|plan| plan.join("\n")).collect();
+        for plan in &plans {
+            assert!(plan.contains("attribute_a_value"), "{filter}:\n{plan}");
+            for word in
+                ["resource_a_modified", "resource_a_type", "Seq Scan", "SCAN r", "PRIMARY KEY (tenant=?)"]
+            {
+                assert!(!plan.contains(word), "{word} {filter}:\n{plan}");
+            }
+        }
+        let by_key = if f.store.is_postgres() { "resource_a_pkey" } else { "sqlite_autoindex_resource_a_1" };
+        assert!(plans[1].contains(by_key), "{filter}:\n{}", plans[1]);
+    }
+}
+
+/// A row of a value stands for a live resource that has it; where only the query's types can have the
+/// attribute, nothing else need be asked.
+async fn counts_are_made_from_values_alone(f: Fixture) {
+    typical_users(&f, 500).await;
+    for (resource_type, filter, alone) in [
+        ("User", "active eq true", true),
+        ("User", r#"title eq "title 3""#, true),
+        ("User", r#"active eq true and not (emails.type eq "home")"#, true),
+        ("User", "name pr", true),
+        // Groups have that, too.
+        ("User", r#"displayName co "family""#, false),
+        ("User", r#"active eq true and meta.created gt "2020-01-01T00:00:00Z""#, false),
+        ("Group", "displayName pr", false),
+    ] {
+        let filter = bound(resource_type, filter, Profile::Generic).unwrap();
+        let query = search(&acme(), resource_type, Some(filter));
+        let plans = f.store.explain_search(&query).await.unwrap();
+        let count = plans.split(String::is_empty).next().unwrap_or_default().join("\n");
+        let from_values = count.contains("attribute_a") && !count.contains("resource_a");
+        assert_eq!(from_values, alone, "{query:?}:\n{count}");
+    }
+}
+
+async fn counts_are_remembered_until_the_tenants_next_event(f: Fixture) {
+    begin(&f).await;
+    let globex = TenantId::new("globex").unwrap();
+    f.store.create_tenant(&globex, TenantSettings::default(), Actor::system("test")).await.unwrap();
+    let anna = create(&f.store, "User", json!({ "userName": "anna", "active": true })).await;
+    follow(&f.store).await;
+    let count = async |tenant: &TenantId, filter: Option<&str>| {
+        let filter = filter.map(|filter| bound("User", filter, Profile::Generic).unwrap());
+        let query = Search { count: 0, ..search(tenant, "User", filter) };
+        f.store.search(&query).await.unwrap().total
+    };
+    for _ in 0..2 {
+        assert_eq!(count(&acme(), None).await, 1);
+        assert_eq!(count(&acme(), Some("active eq true")).await, 1);
+        assert_eq!(count(&globex, None).await, 0);
+    }
+    // Another process writes and projects.
+    let other = f.another().await;
+    create(&other, "User", json!({ "userName": "bo", "active": false })).await;
+    follow(&other).await;
+    for _ in 0..2 {
+        assert_eq!(count(&acme(), None).await, 2);
+        assert_eq!(count(&acme(), Some("active eq true")).await, 1);
+        assert_eq!(count(&globex, None).await, 0);
+    }
+    replace(&other, "User", &anna, json!({ "userName": "anna", "active": false })).await;
+    follow(&other).await;
+    assert_eq!(count(&acme(), Some("active eq true")).await, 0);
+    assert_eq!(count(&acme(), Some("active eq false")).await, 2);
+    let switched = rebuild(&other).await;
+    assert!(matches!(switched, Switched::Live(_)), "{switched:?}");
+    assert_eq!(count(&acme(), None).await, 2);
+    other.close().await;
+}
+
+/// In a list longer than what is put in order in memory: all have a value, all but one, a few.
+async fn who_has_no_value_is_found_in_any_order(f: Fixture) {
+    const USERS: usize = 2_300;
+    let mut script = Script::new(acme(), 0);
+    for n in 0..USERS {
+        let mut user = json!({ "userName": format!("user{n}"), "title": format!("t{n:04}") });
+        if n != 1_000 {
+            user["nickName"] = json!(format!("n{n:04}"));
+        }
+        if n >= USERS - 2 {
+            user["locale"] = json!("en");
+        }
+        script.user(&format!("u{n:04}"), user);
+    }
+    script.user("gone", json!({ "userName": "gone" }));
+    script.event("User", "gone", Event::Deleted);
+    // A group's title is none of theirs; it has none, nor do its rows count.
+    script.group("g", "Group", &["u0000"]);
+    script.apply(&f.store).await;
+    let rt = Registry::standard().resource_type("User").unwrap().clone();
+    let page = async |by: &str, order: &str, start_index: usize| {
+        let sort =
+            Sort::bind(by, Some(order), &Registry::standard(), &[&*rt], &mut Dialect::new(Profile::Generic));
+        let query =
+            Search { sort: Some(sort.unwrap()), count: 2, start_index, ..search(&acme(), "User", None) };
+        let page = f.store.search(&query).await.unwrap();
+        assert_eq!(page.total as usize, USERS);
+        // What comes after it, by its place.
+        let next = match page.next.clone() {
+            Some(after) => {
+                let next = Search { after: Some(after), total: Some(page.total), count: 1, ..query };
+                ids(&f.store.search(&next).await.unwrap()).join(" ")
+            }
+            None => "none".to_owned(),
+        };
+        format!("{}, {next}", ids(&page).join(" "))
+    };
+    assert_eq!(page("title", "descending", 1).await, "u2299 u2298, u2297");
+    assert_eq!(page("title", "ascending", USERS - 1).await, "u2298 u2299, none");
+    assert_eq!(page("nickName", "descending", 1).await, "u1000 u2299, u2298");
+    assert_eq!(page("nickName", "ascending", USERS - 2).await, "u2298 u2299, u1000");
+    assert_eq!(page("nickName", "ascending", USERS - 1).await, "u2299 u1000, none");
+    assert_eq!(page("locale", "descending", 1).await, "u2297 u2296, u2295");
+    assert_eq!(page("locale", "descending", USERS - 2).await, "u0000 u2299, u2298");
+    assert_eq!(page("locale", "ascending", 1).await, "u2298 u2299, u0000");
+    assert_eq!(page("locale", "ascending", USERS).await, "u2297, none");
+}
+
 async fn members_and_groups_follow_links_and_no_dead_ends(f: Fixture) {
     let mut script = Script::new(acme(), 0);
     script.user("u1", json!({ "userName": "anna" })).user("u2", json!({ "userName": "bo" }));
@@ -891,11 +1043,16 @@ async fn poison_is_parked_alone_and_healed_by_redrive(f: Fixture) {
     );
     assert_eq!(found(&f.store, "User", r#"userName eq "late""#).await, [late]);
     assert_eq!(found(&f.store, "Group", "displayName pr").await, []);
+    let fine = bound("User", r#"title eq "fine""#, Profile::Generic).unwrap();
+    let fine = Search { count: 0, ..search(&acme(), "User", Some(fine)) };
+    assert_eq!(f.store.search(&fine).await.unwrap().total, 21);
     assert_eq!(f.store.redrive_parked(100).await.unwrap().failed, 2);
 
     f.cure().await;
     let redriven = f.store.redrive_parked(100).await.unwrap();
     assert_eq!((redriven.repaired, redriven.failed), (2, 0));
+    // No event tells of that, so what was counted before is not remembered.
+    assert_eq!(f.store.search(&fine).await.unwrap().total, 20);
     assert_eq!(found(&f.store, "User", r#"title eq "poison""#).await, std::slice::from_ref(bad));
     assert_eq!(found(&f.store, "User", r#"title eq "fine" and userName eq "user7""#).await, []);
     assert_eq!(found(&f.store, "Group", &format!(r#"members.value eq "{bad}""#)).await, [group]);

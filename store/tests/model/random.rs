@@ -346,12 +346,20 @@ async fn agree(
         let whole = ask(&query).await?;
         prop_assert_eq!(ids(&whole), expected.clone(), "{}", what);
         prop_assert_eq!(whole.total as usize, expected.len(), "{}", what);
+        // Counted without a page, and then from memory.
+        for _ in 0..2 {
+            let counted = ask(&Search { count: 0, ..query.clone() }).await?;
+            prop_assert_eq!(counted.total as usize, expected.len(), "counted: {}", what);
+        }
         // Page by page, with few matches in mind and with too many for that.
         for total in [None, Some(1_000_000)] {
             let (mut walked, mut page) = (Vec::new(), Search { count: *count, total, ..query.clone() });
             loop {
                 let part = ask(&page).await?;
                 prop_assert!(part.found.len() == *count || part.next.is_none(), "{}", what);
+                if total.is_none() && page.after.is_none() {
+                    prop_assert_eq!(part.total as usize, expected.len(), "{}", what);
+                }
                 walked.extend(part.found.iter().map(|found| found.id.as_str().to_owned()));
                 page.after = part.next;
                 if page.after.is_none() || walked.len() > expected.len() {
@@ -363,6 +371,9 @@ async fn agree(
             let part = ask(&Search { start_index, count: *count, total, ..query.clone() }).await?;
             let wanted: Vec<&str> = expected.iter().skip(*count).take(*count).copied().collect();
             prop_assert_eq!(ids(&part), wanted, "from {}, total {:?}: {}", start_index, total, what);
+            if total.is_none() {
+                prop_assert_eq!(part.total as usize, expected.len(), "from {}: {}", start_index, what);
+            }
         }
     }
     Ok(())

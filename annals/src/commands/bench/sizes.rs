@@ -10,7 +10,6 @@ use annals_domain::ids::ResourceId;
 use annals_domain::resource::Command;
 use annals_domain::scim::dialect::{Dialect, Profile};
 use annals_domain::scim::patch::parse_request;
-use annals_domain::scim::schema::Registry;
 use annals_domain::tenant::TenantSettings;
 use annals_store::{IfMatch, Request, Store};
 use anyhow::{Context, bail};
@@ -179,7 +178,7 @@ async fn create(store: &Store, resource_type: &str, body: Value) -> anyhow::Resu
 }
 
 async fn execute(store: &Store, resource_type: &str, id: ResourceId, command: Command) -> anyhow::Result<()> {
-    let registry = Registry::standard();
+    let registry = store.registry_of(&bench_tenant()?).await?;
     let resource_type = registry.resource_type(resource_type).context("the resource type")?;
     let request = Request {
         tenant: bench_tenant()?,
