@@ -588,6 +588,31 @@ async fn a_member_who_came_unnoticed_is_removed_all_the_same() {
     assert_eq!(world.lane("crm", &team).await.state, LaneState::Idle);
 }
 
+/// The same with the first members of a group, when whoever sent them died before they were written down; and
+/// when the group is sent anew.
+#[tokio::test]
+async fn first_members_who_came_unnoticed_are_removed_all_the_same() {
+    let (mut world, target) = world_and_target().await;
+    let (ines, olga) = (world.user("ines").await, world.user("olga").await);
+    world.settle().await;
+    target.script(Some(Method::PATCH), "/Groups", 1, Action::Late(Duration::from_secs(5)));
+    let team = world.group("team", &[ines.clone(), olga.clone()]).await;
+    world.step_until("they arrive", || target.members("team").is_some_and(|m| m.len() == 2)).await;
+    world.deliverer = annals_workers::Deliverer::new(world.store.clone(), world::options()).unwrap();
+    world.remove_member(&team, &olga).await;
+    world.settle_for(Duration::from_secs(600)).await;
+    assert_eq!(target.members("team").unwrap(), ["ines"]);
+
+    target.script(Some(Method::PATCH), "/Groups", 1, Action::DropAfter);
+    world.add_member(&team, &olga).await;
+    world.settle().await;
+    world.remove_member(&team, &olga).await;
+    assert!(world.store.replay_app(&acme(), &app_id("crm"), true).await.unwrap());
+    world.settle_for(Duration::from_secs(600)).await;
+    assert_eq!(target.members("team").unwrap(), ["ines"]);
+    assert_eq!(world.lanes_in(LaneState::Idle).await, 3);
+}
+
 #[tokio::test]
 async fn groups_in_groups_and_deleted_members_converge() {
     let (mut world, target) = world_and_target().await;

@@ -330,6 +330,7 @@ impl Target {
         let with_members = has_members(&self.resource_type);
         let same = run.lease.work.applied_hash.as_ref() == Some(&hash) && !run.lease.resync;
         let mut outcome = Outcome::Unchanged;
+        let known_before = run.lease.work.remote.is_some();
         if run.lease.work.remote.is_none() {
             outcome = self.create(run, state, &desired).await?;
         } else if !same && (!with_members || self.patches(run).await?) {
@@ -350,7 +351,7 @@ impl Target {
             let sent = if put_whole {
                 self.put_group(run, state, &desired, same).await?
             } else {
-                self.members(run, state).await?
+                self.members(run, state, known_before).await?
             };
             run.lease.work.applied_hash = Some(hash);
             if sent && outcome == Outcome::Unchanged {
@@ -743,12 +744,15 @@ impl Target {
 
     /// Sends what changed among the members: those waited for that have an id now, then everyone if the
     /// group is new, then what happened since. Says whether anything was sent.
-    async fn members(&mut self, run: &mut Run, state: &StateRow) -> Result<bool, Stop> {
+    async fn members(&mut self, run: &mut Run, state: &StateRow, known_before: bool) -> Result<bool, Stop> {
         let mut pages = 0;
         let mut sent = false;
         if run.lease.work.applied_version > 0 || run.lease.work.snapshot.is_some() {
             sent = self.members_waited_for(run, &mut pages).await?;
         } else {
+            if known_before {
+                sent = self.remove_strangers(run).await?;
+            }
             // Everyone is sent, so nobody waits from an earlier beginning.
             run.lease.work.pending.push(PendingChange::ClearMembers);
             run.lease.work.snapshot = Some(Snapshot { version: state.version, after: String::new() });
@@ -791,6 +795,47 @@ impl Target {
             }
         }
         Ok(sent)
+    }
+
+    /// Before a group that the target has already is sent as if for the first time: takes away who of ours is
+    /// a member there and not here. An earlier beginning that nobody could write down may have added them.
+    async fn remove_strangers(&mut self, run: &mut Run) -> Result<bool, Stop> {
+        let Some(remote) = self.remote(run) else { return Ok(false) };
+        let answer = self.send(run, Method::GET, Some(&remote), Some("attributes=members"), None).await?;
+        if answer.status == 404 {
+            return Ok(false);
+        }
+        if !answer.is_success() {
+            return Err(self.failure(run, &Method::GET, &answer, None));
+        }
+        let group = serde_json::from_slice::<Map<String, Value>>(&answer.body).unwrap_or_default();
+        let members = requests::member(&group, "members").and_then(Value::as_array);
+        let there: Vec<&str> = members.into_iter().flatten().filter_map(|m| m["value"].as_str()).collect();
+        if answer.is_cut || there.len() > PUT_MEMBERS_MAX {
+            run.note("the target has too many members to compare them");
+            return Ok(false);
+        }
+        let mut strangers: BTreeMap<ResourceId, String> = BTreeMap::new();
+        for id in there.into_iter().filter(|id| is_usable_id(id)) {
+            if let Some((ours, _)) = run.store.linked_to(&self.key, &self.remote_id(id.to_owned())).await? {
+                strangers.insert(ours, id.to_owned());
+            }
+        }
+        let mut after: Option<ResourceId> = None;
+        while !strangers.is_empty() {
+            let (tenant, group) = (&self.key.tenant, &self.key.id);
+            let page = run.store.members(tenant, group, after.as_ref(), PAGE_MEMBERS).await?;
+            for member in &page {
+                strangers.remove(&member.id);
+            }
+            after = match page.last() {
+                Some(last) => Some(last.id.clone()),
+                None => break,
+            };
+        }
+        let strangers: Vec<(ResourceId, String)> = strangers.into_iter().collect();
+        self.send_members(run, &strangers, false).await?;
+        Ok(!strangers.is_empty())
     }
 
     async fn members_waited_for(&mut self, run: &mut Run, pages: &mut usize) -> Result<bool, Stop> {
