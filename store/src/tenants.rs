@@ -11,7 +11,10 @@ use annals_domain::ids::{AppId, ConnectionId, Position, ResourceId, TenantId, Ve
 use annals_domain::scim::dialect::Profile;
 use annals_domain::scim::error::ScimError;
 use annals_domain::scim::resource::{Document, diff};
-use annals_domain::tenant::{App, Connection, Entity, OPERATORS, Scope, Tenant, TenantSettings, Token};
+use annals_domain::scim::schema::Registry;
+use annals_domain::tenant::{
+    App, Connection, Driver, Entity, OPERATORS, Scope, Tenant, TenantSettings, Token, is_administrative,
+};
 use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
@@ -506,6 +509,7 @@ impl Store {
     ) -> Result<Stored<App>> {
         self.must_exist(tenant).await?;
         app.check()?;
+        check_types(&app, &[], &*self.registry_of(tenant).await?)?;
         let key = app.id.clone();
         let mut change = Change::of("create");
         change.secrets.push(self.credential(tenant, key.as_str(), &credential).await?);
@@ -537,9 +541,12 @@ impl Store {
         by: impl Into<By>,
         mut edit: impl FnMut(App) -> Result<App>,
     ) -> Result<Stored<App>> {
+        let registry = self.registry_of(tenant).await?;
         let edit = |app: App| {
+            let before = app.resource_types.clone();
             let after = edit(app)?;
             after.check()?;
+            check_types(&after, &before, &registry)?;
             Ok(after)
         };
         self.edit_entity(tenant, id.as_str(), by.into(), credential.as_ref(), edit).await
@@ -836,6 +843,22 @@ fn token_is_well_formed(text: &str) -> bool {
 /// The stream id of an app, as `apps` are named in lanes and logs.
 pub fn app_stream(app: &AppId) -> ResourceId {
     App::stream(app.as_str()).id
+}
+
+/// Refuses an app that names types nobody has: it would wait for them without a word. What it named before
+/// is left alone.
+fn check_types(app: &App, before: &[String], registry: &Registry) -> Result<()> {
+    for name in app.resource_types.iter().filter(|name| !before.contains(name)) {
+        let is_webhook = matches!(app.driver, Driver::Webhook { .. });
+        if registry.resource_type(name).is_some() || (is_webhook && is_administrative(name)) {
+            continue;
+        }
+        let there: Vec<&str> = registry.resource_types().map(|rt| rt.name.as_str()).collect();
+        let detail =
+            format!("resourceTypes: there is no resource type {name}; there are {}", there.join(", "));
+        return Err(StoreError::Refused(ScimError::invalid_value(detail)));
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::time::Duration;
 use annals_domain::clock::{Clock, Entropy, Timestamp};
 use annals_domain::definition::{ResourceTypeDefinition, SchemaDefinition};
 use annals_domain::event::{Actor, Cause};
-use annals_domain::ids::{ResourceId, TenantId};
+use annals_domain::ids::{AppId, ResourceId, TenantId};
 use annals_domain::resource::Command;
 use annals_domain::scim::bulk::{Method, plan};
 use annals_domain::scim::dialect::{Dialect, Profile};
@@ -16,7 +16,7 @@ use annals_domain::scim::error::ScimError;
 use annals_domain::scim::filter::{Budget, Context, bind, parse};
 use annals_domain::scim::patch::parse_request;
 use annals_domain::scim::schema::{Registry, ResourceType};
-use annals_domain::tenant::TenantSettings;
+use annals_domain::tenant::{App, Driver, TenantSettings};
 use annals_domain::view::LookupKind;
 use annals_store::model::Search;
 use annals_store::tenants::By;
@@ -184,6 +184,7 @@ contract!(
     a_type_of_today_is_not_counted_among_the_others,
     definitions_have_versions,
     two_processes_define_at_once,
+    an_app_names_types_that_exist,
     no_value_slips_in_while_its_attribute_is_removed,
 );
 
@@ -494,6 +495,39 @@ async fn definitions_have_versions(f: Fixture) {
         ("schema.changed", "restore"),
     ];
     assert_eq!(of_schema, expected);
+    assert_sound(&f.a).await;
+}
+
+async fn an_app_names_types_that_exist(f: Fixture) {
+    let driver = Driver::Scim { base_url: "https://crm.example".into(), members_per_request_max: 10 };
+    let app = |id: &str, types: &[&str]| App {
+        id: AppId::new(id).unwrap(),
+        driver: driver.clone(),
+        resource_types: types.iter().map(|name| (*name).to_owned()).collect(),
+        paused: true,
+        concurrency_max: 1,
+        rate_per_second_max: 0,
+    };
+    let create = async |app: App| f.a.create_app(&acme(), app, "secret".to_owned().into(), actor()).await;
+    let (status, detail) = refused(create(app("crm", &["User", "Device"])).await);
+    assert_eq!(status, 400);
+    assert_eq!(detail, "resourceTypes: there is no resource type Device; there are User, Group");
+    // What administration does is for webhooks.
+    assert_eq!(refused(create(app("crm", &["Token"])).await).0, 400);
+    let hook = Driver::Webhook { url: "https://crm.example".into() };
+    create(App { driver: hook, ..app("hook", &["User", "Token"]) }).await.unwrap();
+
+    let device = schema("urn:example:Device", json!([{"name": "serial"}]));
+    f.b.put_schema(&acme(), device, actor()).await.unwrap();
+    let devices = json!({"name": "Device", "endpoint": "/Devices", "schema": "urn:example:Device"});
+    f.b.put_resource_type(&acme(), ResourceTypeDefinition::read(&devices).unwrap(), actor()).await.unwrap();
+    create(app("crm", &["User", "Device"])).await.unwrap();
+    // A type that was retired since is no reason to refuse other changes.
+    f.b.retire_resource_type(&acme(), "Device", actor()).await.unwrap();
+    let changed = App { concurrency_max: 2, ..app("crm", &["User", "Device"]) };
+    f.a.update_app(&acme(), changed, None, actor()).await.unwrap();
+    let (status, _) = refused(f.a.update_app(&acme(), app("crm", &["User", "Nope"]), None, actor()).await);
+    assert_eq!(status, 400);
     assert_sound(&f.a).await;
 }
 
