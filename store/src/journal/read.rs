@@ -153,6 +153,11 @@ pub(crate) const STATE_COLUMNS: &str = "s.tenant, s.id, s.resource_type, s.versi
 pub(crate) const ORIGINS: &str = "SELECT e.tenant, e.id, e.position FROM {rows} \
      CROSS JOIN journal.event e WHERE e.tenant = r.tenant AND e.id = r.id AND e.version = 1";
 
+/// Who has a value. In the order of the index of values: in that of owners SQLite would read all look-ups of
+/// the tenant by the primary key, so as not to sort.
+const OWNERS: &str = "SELECT l.owner FROM journal.lookup l \
+     WHERE l.tenant = $1 AND l.kind = $2 AND l.value = $3 ORDER BY l.scope LIMIT $4";
+
 /// What an event's seal is bound to.
 pub(crate) fn event_aad(tenant: &TenantId, id: &ResourceId, event_id: &str, kind: &str) -> String {
     format!("event|{tenant}|{id}|{event_id}|{kind}")
@@ -456,14 +461,12 @@ impl Store {
     ) -> Result<Vec<ResourceId>> {
         let kind = lookup_kind(resource_type, kind.as_str());
         let hash = self.keys().tenant(tenant).await?.lookup_hash(&kind, value);
-        let select = sql("SELECT l.owner FROM journal.lookup l \
-             WHERE l.tenant = $1 AND l.kind = $2 AND l.value = $3 ORDER BY l.owner LIMIT $4")
-        .bind(tenant)
-        .bind(kind)
-        .bind(hash)
-        .bind(READ_EVENTS_MAX);
+        let select = sql(OWNERS).bind(tenant).bind(kind).bind(hash).bind(READ_EVENTS_MAX);
         let rows = self.backend().fetch_all(Area::Journal, select).await?;
-        rows.iter().map(|row| Ok(ResourceId::from_text(&row.text(0)?))).collect()
+        let owners = rows.iter().map(|row| Ok(ResourceId::from_text(&row.text(0)?)));
+        let mut owners = owners.collect::<Result<Vec<_>>>()?;
+        owners.sort();
+        Ok(owners)
     }
 
     /// A page of a group's live members by id, after a given one. Members that were deleted are joined
@@ -557,4 +560,23 @@ fn open_document(state: &StateRow, bytes: Vec<u8>, keys: &HashMap<String, Option
     let document = serde_json::from_slice(&plain)
         .map_err(|_| StoreError::corrupt(format!("the state of {}", state.id), "it is no document"))?;
     Ok(Content::Open(document))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::{Backend, Database};
+
+    #[tokio::test]
+    async fn a_value_is_looked_up_by_its_index() {
+        let dir = tempfile::tempdir().unwrap();
+        let backend = Backend::connect(&Database::Sqlite { dir: dir.path().to_owned() }).await.unwrap();
+        backend.migrate().await.unwrap();
+        let explain = sql(OWNERS).bind("acme").bind("User.username").bind(vec![1u8]).bind(10i64);
+        let plan = backend.fetch_all(Area::Journal, explain.prefixed("EXPLAIN QUERY PLAN ")).await.unwrap();
+        let plan: Vec<String> = plan.iter().map(|row| row.text(3).unwrap()).collect();
+        let wanted = "INDEX lookup_value (tenant=? AND kind=? AND value=?)";
+        assert!(plan.len() == 1 && plan[0].contains(wanted), "{plan:?}");
+        backend.close().await;
+    }
 }
