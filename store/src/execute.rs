@@ -164,9 +164,21 @@ impl Store {
             return Ok(done);
         }
         self.pace(&request.tenant).await;
-        match self.carry_out(&request).await {
+        let done = self.decided(&request).await;
+        if let (Err(StoreError::Refused(_)), Some(idempotency)) = (&done, &request.idempotency)
+            && let Some(first) = self.replay(&request, idempotency).await?
+        {
+            // An earlier try, whose client went away, was written since it was looked for: a delete finds
+            // nothing any more, a create its own name taken.
+            return Ok(first);
+        }
+        done
+    }
+
+    async fn decided(&self, request: &Request) -> Result<Executed> {
+        match self.carry_out(request).await {
             Err(StoreError::Refused(refusal)) if refusal.scim_type == Some(ScimType::Uniqueness) => {
-                let Some(instead) = self.reactivation(&request).await? else {
+                let Some(instead) = self.reactivation(request).await? else {
                     return Err(StoreError::Refused(refusal));
                 };
                 match self.carry_out(&instead).await {

@@ -70,6 +70,7 @@ contract! {
     stale_versions_are_refused_with_if_match_and_retried_without
     a_no_op_writes_nothing
     an_idempotency_key_is_carried_out_once
+    a_delete_that_is_repeated_while_it_is_written_is_no_404
     the_janitor_finishes_deletes
     groups_in_groups_are_found_and_cycles_end
     tampering_is_found
@@ -271,6 +272,23 @@ async fn an_idempotency_key_is_carried_out_once(f: Fixture) {
     assert!(again.replayed);
     assert_eq!(status(store.execute(keyed("b", "POST b")).await), 422);
     assert_eq!(store.head().await.unwrap().position, 2);
+    assert_sound(store).await;
+}
+
+async fn a_delete_that_is_repeated_while_it_is_written_is_no_404(f: Fixture) {
+    let store = &f.store;
+    for n in 0..80 {
+        let id = user(store, &format!("user{n}")).await;
+        let keyed = || {
+            let mut request = request("User", &id, Command::Delete);
+            request.idempotency = Some(Idempotency { key: format!("k{n}"), request: b"DELETE".to_vec() });
+            store.execute(request)
+        };
+        // The client goes away at some moment, and comes back at once.
+        drop(annals_testkit::world::cut(keyed(), n % 20).await);
+        assert_eq!(status(keyed().await), 200, "{n}");
+        assert_eq!(status(delete(store, "User", &id).await), 404, "without the key it is gone");
+    }
     assert_sound(store).await;
 }
 
