@@ -312,6 +312,7 @@ contract! {
     a_rebuild_compares_page_by_page_while_life_goes_on
     pages_are_served_by_an_index
     narrow_filters_read_no_list_of_all
+    questions_to_one_resource_go_by_its_key
     counts_are_made_from_values_alone
     counts_are_remembered_until_the_tenants_next_event
     who_has_no_value_is_found_in_any_order
@@ -743,6 +744,29 @@ async fn narrow_filters_read_no_list_of_all(f: Fixture) {
         }
         let by_key = if f.store.is_postgres() { "resource_a_pkey" } else { "sqlite_autoindex_resource_a_1" };
         assert!(plans[1].contains(by_key), "{filter}:\n{}", plans[1]);
+    }
+}
+
+/// What is asked of one resource after another is asked by its key, also if it is a range of values.
+async fn questions_to_one_resource_go_by_its_key(f: Fixture) {
+    typical_users(&f, 2_500).await;
+    for filter in [
+        "title pr",
+        r#"title sw "title""#,
+        r#"title gt "title""#,
+        r#"userName ge "given""#,
+        r#"emails[value sw "given"]"#,
+        r#"meta.lastModified gt "2020-01-01T00:00:00Z""#,
+    ] {
+        let query = search(&acme(), "User", Some(bound("User", filter, Profile::Generic).unwrap()));
+        assert_eq!(f.store.search(&query).await.unwrap().total, 2_500, "{filter}");
+        let plans = f.store.explain_search(&query).await.unwrap();
+        // The first plan counts, the second one is for few matches.
+        let walk = plans.split(String::is_empty).nth(2).unwrap_or_default().join("\n");
+        assert!(walk.contains("resource_a_type"), "{filter}:\n{walk}");
+        for word in ["attribute_a_value", "TEMP B-TREE", "Sort", "Seq Scan"] {
+            assert!(!walk.contains(word), "{word} {filter}:\n{walk}");
+        }
     }
 }
 

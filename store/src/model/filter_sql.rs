@@ -606,7 +606,7 @@ impl<'a> Translator<'a> {
         Ok(match op {
             TestOp::IsNull => format!("NOT {some}{fence})"),
             TestOp::Ne(_) => format!("(NOT {some}{fence}) OR {some}{}{fence}))", self.and_value(&t, op)),
-            _ => format!("{some}{}{fence})", self.and_value(&t, op)),
+            _ => format!("{some}{}{fence})", self.and_value_of_one(&t, op)),
         })
     }
 
@@ -734,12 +734,25 @@ impl<'a> Translator<'a> {
         }
     }
 
+    /// The same on a row that is found by its key. SQLite takes a range of values for the better way to it and
+    /// reads that range once for each resource, so a range is asked of what no index has.
+    fn and_value_of_one(&mut self, t: &str, op: &TestOp) -> String {
+        match op {
+            TestOp::Eq(_) | TestOp::Ne(_) => self.and_value(t, op),
+            _ => self.and_value_by(t, &format!("({t}.value || '')"), op),
+        }
+    }
+
     /// ` AND …` on an attribute row: the index on `value` first, `rest` where that leaves it open. `Ne`
     /// asks for a value that differs, `IsNull` is for the caller.
     fn and_value(&mut self, t: &str, op: &TestOp) -> String {
+        self.and_value_by(t, &format!("{t}.value"), op)
+    }
+
+    fn and_value_by(&mut self, t: &str, value: &str, op: &TestOp) -> String {
         let (operand, sign) = match op {
             TestOp::NotNull | TestOp::IsNull => return String::new(),
-            TestOp::Present => return format!(" AND {t}.value > ''"),
+            TestOp::Present => return format!(" AND {value} > ''"),
             TestOp::Co(x) | TestOp::Ew(x) | TestOp::Sw(x) if x.is_empty() => return String::new(),
             TestOp::Co(_) | TestOp::Ew(_) => {
                 let whole = format!("({t}.value || COALESCE({t}.rest, ''))");
@@ -748,7 +761,7 @@ impl<'a> Translator<'a> {
             TestOp::Sw(x) => {
                 let (head, rest) = split(x);
                 if rest.is_empty() {
-                    return format!(" AND {}", self.starts_with(&format!("{t}.value"), head));
+                    return format!(" AND {}", self.starts_with(value, head));
                 }
                 let head = self.arg(head);
                 let tail = self.starts_with(&format!("{t}.rest"), rest);
@@ -766,7 +779,7 @@ impl<'a> Translator<'a> {
         let head = self.arg(head);
         if !full {
             // A row with a rest has a longer value, which differs from the operand's within it.
-            return format!(" AND {t}.value {sign} {head}");
+            return format!(" AND {value} {sign} {head}");
         }
         let tail = format!("COALESCE({t}.rest, '') {sign} {}", self.arg(rest));
         match sign {
@@ -774,7 +787,7 @@ impl<'a> Translator<'a> {
             "<>" => format!(" AND ({t}.value <> {head} OR {tail})"),
             _ => {
                 let strict = &sign[..1];
-                format!(" AND {t}.value {strict}= {head} AND ({t}.value {strict} {head} OR {tail})")
+                format!(" AND {value} {strict}= {head} AND ({value} {strict} {head} OR {tail})")
             }
         }
     }
