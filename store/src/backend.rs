@@ -641,7 +641,8 @@ const WRITER_TIMEOUT_MS: &str = "5000";
 /// What a transaction that writes does without on PostgreSQL. Its statements go from a few keys to their
 /// rows by an index; a planner that saw a table when it was small, or has never seen it, would read all of
 /// it for every batch.
-const BY_KEY: [&str; 3] = ["enable_seqscan", "enable_hashjoin", "enable_mergejoin"];
+const BY_KEY: [&str; 5] =
+    ["enable_seqscan", "enable_bitmapscan", "enable_material", "enable_hashjoin", "enable_mergejoin"];
 
 impl Backend {
     /// Opens the pools. PostgreSQL must be reachable; SQLite files are made if they are missing.
