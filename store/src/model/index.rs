@@ -243,22 +243,25 @@ impl Store {
     }
 }
 
-/// What a rebuilt slot indexes: what the live one does, completely, as all of it is about to be copied.
-pub(super) async fn inherit_indexes(tx: &mut Tx, slot: Slot) -> Result<()> {
-    let from = slot.other().letter();
-    let insert = slot.sql(&format!(
-        "INSERT INTO model.indexed_@ (tenant, path, after) SELECT i.tenant, i.path, NULL \
-         FROM model.indexed_{from} i WHERE true ON CONFLICT (tenant, path) DO NOTHING"
-    ));
-    tx.execute(insert).await.map(drop)
+/// How far the indexes are that a rebuilt slot takes over.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Inherited {
+    /// All of it is about to be copied, with its rows.
+    Complete,
+    /// Asked for while it was copied: to be written by the next that asks.
+    Late,
 }
 
-/// What was asked for while a slot was rebuilt: listed, and to be written by the next that asks.
-pub(super) async fn inherit_late_indexes(tx: &mut Tx, slot: Slot) -> Result<()> {
+/// Lists in a rebuilt slot what the live one indexes and it does not yet.
+pub(super) async fn inherit_indexes(tx: &mut Tx, slot: Slot, how: Inherited) -> Result<()> {
     let from = slot.other().letter();
     let insert = slot.sql(&format!(
-        "INSERT INTO model.indexed_@ (tenant, path, after) SELECT i.tenant, i.path, '' \
+        "INSERT INTO model.indexed_@ (tenant, path, after) SELECT i.tenant, i.path, $1 \
          FROM model.indexed_{from} i WHERE true ON CONFLICT (tenant, path) DO NOTHING"
     ));
-    tx.execute(insert).await.map(drop)
+    let after = match how {
+        Inherited::Complete => None,
+        Inherited::Late => Some(""),
+    };
+    tx.execute(insert.bind(after)).await.map(drop)
 }

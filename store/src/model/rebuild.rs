@@ -20,7 +20,7 @@ use serde_json::Value;
 use super::apply::{
     Change, Entity, Key, PAGE_EVENTS_MAX, Place, lock, numbered, origin_of, park_rows, poisonous, rows_of,
 };
-use super::index::{Indexed, inherit_indexes, inherit_late_indexes};
+use super::index::{Indexed, Inherited, inherit_indexes};
 use super::{INDEX_FORMAT, MEMBERS, ModelApplied, Slot, pointer};
 use crate::Store;
 use crate::backend::{Area, Col, Row, Rows, Tx, sql};
@@ -224,7 +224,7 @@ impl Store {
                 }
                 let mut tx = self.backend().begin_write(Area::Model).await?;
                 lock(&mut tx, Place::Rebuild(&run.id)).await?;
-                inherit_indexes(&mut tx, run.slot).await?;
+                inherit_indexes(&mut tx, run.slot, Inherited::Complete).await?;
                 tx.commit().await?;
                 run.phase = Phase::Copying(self.open_snapshot(run.epoch).await?);
             }
@@ -319,7 +319,7 @@ impl Store {
         let update = sql("UPDATE model.pointer SET live = $1, generation = generation + 1, \
              journal_epoch = $2, index_format = $3 WHERE id = 1");
         tx.execute(update.bind(run.slot.letter()).bind(run.epoch).bind(INDEX_FORMAT)).await?;
-        inherit_late_indexes(&mut tx, run.slot).await?;
+        inherit_indexes(&mut tx, run.slot, Inherited::Late).await?;
         tx.execute(sql("DELETE FROM model.rebuild WHERE id = 1")).await?;
         tx.notify(Topic::Model.channel(), "").await?;
         let generation = pointer(&mut tx).await?.generation;
