@@ -15,11 +15,12 @@ use annals_store::{Bulk, BulkOutcome, Executed, IfMatch, Request, StoreError};
 use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::Response;
-use serde_json::{Map, Value, json};
+use serde::Serialize;
+use serde_json::Value;
 
 use crate::app::App;
 use crate::auth::{Caller, Writer};
-use crate::error::{Result, told};
+use crate::error::{ApiError, Result, told};
 use crate::extract::{BulkBody, RequestLine, Target, check_accept, idempotency, if_match_text};
 use crate::respond::{self, IDEMPOTENCY_REPLAYED};
 
@@ -44,7 +45,7 @@ pub(crate) async fn bulk(
         deadline: Some(app.options.write_timeout),
     };
     let outcomes = app.store.execute_bulk(bulk, |at, ids| job.request(at, ids)).await?;
-    Ok(job.answer(outcomes))
+    job.answer(outcomes)
 }
 
 struct Job<'a> {
@@ -111,7 +112,7 @@ impl Job<'_> {
     }
 
     /// The BulkResponse: one entry for each operation that was processed, in the given order (BU-003).
-    fn answer(&self, outcomes: Vec<BulkOutcome>) -> Response {
+    fn answer(&self, outcomes: Vec<BulkOutcome>) -> Result<Response> {
         let executed = |outcome: &BulkOutcome| match outcome {
             Some(Ok(executed)) => Some((executed.state.id.clone(), executed.replayed)),
             _ => None,
@@ -128,24 +129,22 @@ impl Job<'_> {
             });
             entries.push(self.entry(operation, id, outcome));
         }
-        let mut response = respond::json(&json!({ "schemas": [BULK_RESPONSE], "Operations": entries }));
+        let text = serde_json::to_string(&Answer { schemas: [BULK_RESPONSE], operations: entries })
+            .map_err(|e| ApiError::status(500, format!("the answer could not be written: {e}")))?;
+        let mut response = respond::json(text);
         if is_replay {
             response.headers_mut().insert(IDEMPOTENCY_REPLAYED, HeaderValue::from_static("true"));
         }
-        response
+        Ok(response)
     }
 
-    fn entry(
+    fn entry<'a>(
         &self,
-        operation: &Operation,
+        operation: &'a Operation,
         id: Option<ResourceId>,
         outcome: std::result::Result<Executed, StoreError>,
-    ) -> Value {
-        let mut entry = Map::new();
-        entry.insert("method".to_owned(), json!(operation.method.as_str()));
-        if let Some(bulk_id) = &operation.bulk_id {
-            entry.insert("bulkId".to_owned(), json!(bulk_id));
-        }
+    ) -> Entry<'a> {
+        let (mut version, mut response) = (None, None);
         let resource_type = operation.target.as_ref().map(|target| &target.resource_type);
         let outcome = outcome.map_err(|error| told(error).0).and_then(|executed| match operation.method {
             Method::Delete => Ok(executed),
@@ -158,23 +157,48 @@ impl Job<'_> {
         let (status, id) = match outcome {
             Ok(executed) => {
                 if operation.method != Method::Delete {
-                    entry.insert("version".to_owned(), json!(etag(executed.state.version)));
+                    version = Some(etag(executed.state.version));
                 }
                 (status(operation.method, resource_type), Some(executed.state.id))
             }
             Err(error) => {
-                entry.insert("response".to_owned(), error.to_json());
+                response = Some(error.to_json());
                 (error.status, id)
             }
         };
         let shown = id.filter(|id| id.as_str().len() <= ResourceId::LEN_BYTES_MAX);
-        if let (Some(id), Some(resource_type)) = (shown, resource_type) {
-            entry.insert("location".to_owned(), json!(self.caller.location(resource_type, &id)));
-        }
-        entry.insert("status".to_owned(), json!(status.to_string()));
-        metrics::counter!("annals_bulk_operations_total", "status" => status.to_string()).increment(1);
-        Value::Object(entry)
+        let location = shown.zip(resource_type).map(|(id, rt)| self.caller.location(rt, &id));
+        let status = status.to_string();
+        metrics::counter!("annals_bulk_operations_total", "status" => status.clone()).increment(1);
+        let (method, bulk_id) = (operation.method.as_str(), operation.bulk_id.as_deref());
+        Entry { method, bulk_id, version, location, status, response }
     }
+}
+
+/// BulkResponse (RFC 7644 §3.7).
+#[derive(Serialize)]
+struct Answer<'a> {
+    schemas: [&'static str; 1],
+    #[serde(rename = "Operations")]
+    operations: Vec<Entry<'a>>,
+}
+
+/// What became of one operation.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Entry<'a> {
+    method: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bulk_id: Option<&'a str>,
+    /// Its entity tag, where something is there afterwards.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    version: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    location: Option<String>,
+    status: String,
+    /// The error, where it failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    response: Option<Value>,
 }
 
 /// The status of an operation that was carried out: that of its single request.

@@ -290,9 +290,9 @@ fn set(response: &mut Response, header: HeaderName, value: &str) {
     }
 }
 
-/// A JSON object that is no resource.
-pub(crate) fn json(value: &Value) -> Response {
-    let mut response = Response::new(Body::from(value.to_string()));
+/// The text of a JSON object that is no resource.
+pub(crate) fn json(text: String) -> Response {
+    let mut response = Response::new(Body::from(text));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(SCIM_JSON));
     response
 }

@@ -7,6 +7,7 @@
 //! |---|---|---|
 //! | places ([`Area`]) | schemas of one database | files, one writer connection each; the prefix is cut |
 //! | bulk input ([`Rows`], `{rows}`) | one array per column, `UNNEST` | `VALUES`; one JSON text if it is large |
+//! | delete by keys (`{keyed: …}`) | `USING`, so that it is planned as a join by key | row values in a subquery |
 //! | row lock (`{for_update}`) | `FOR UPDATE` | nothing: `BEGIN IMMEDIATE` already excludes writers |
 //! | lease (`{skip_locked}`) | `FOR UPDATE SKIP LOCKED` | nothing, likewise |
 //! | read snapshot | `REPEATABLE READ READ ONLY` | a deferred transaction |
@@ -340,6 +341,10 @@ impl Sql {
         if offset > 0 {
             text = renumber(&text, offset);
         }
+        text = expand_keyed(&text, |keys| {
+            let pairs: Vec<String> = keys.iter().map(|(column, key)| format!("t.{column} = {key}")).collect();
+            format!("AS t USING {{rows}} WHERE {}", pairs.join(" AND "))
+        });
         if let Some(rows) = &self.rows {
             text = text.replace("{rows}", &rows.relation_postgres(offset + self.args.len() + 1));
         }
@@ -369,6 +374,15 @@ impl Sql {
     }
 }
 
+/// Puts the database's own words for `{keyed: column = key, …}`, which stands in a `DELETE` for "the rows of
+/// which the columns are the keys"; a key is a column of the bound table (`r.id`) or an argument.
+fn expand_keyed(text: &str, words: impl FnOnce(&[(&str, &str)]) -> String) -> String {
+    let Some((before, rest)) = text.split_once("{keyed: ") else { return text.to_owned() };
+    let Some((keys, after)) = rest.split_once('}') else { return text.to_owned() };
+    let keys: Vec<(&str, &str)> = keys.split(", ").filter_map(|pair| pair.split_once(" = ")).collect();
+    [before, &words(&keys), after].concat()
+}
+
 /// One or more statements on their way to SQLite. Rows are anonymous arguments (`?`), which the driver
 /// counts by themselves, from the first; the named ones (`$1`) come after all of them. (A name costs
 /// SQLite a search through all names; among thousands of cells that would be what takes the time.)
@@ -391,6 +405,10 @@ impl SqliteText {
                 text = text.replace(&prefix, "");
             }
         }
+        text = expand_keyed(&text, |keys| {
+            let (columns, keys): (Vec<&str>, Vec<&str>) = keys.iter().copied().unzip();
+            format!("WHERE ({}) IN (SELECT {} FROM {{rows}})", columns.join(", "), keys.join(", "))
+        });
         self.named.extend(sql.args);
         if let Some(rows) = sql.rows {
             debug_assert_eq!(text.matches("{rows}").count(), 1, "a table is bound once: {text}");

@@ -76,7 +76,7 @@ impl Default for Limits {
     fn default() -> Limits {
         Limits {
             queue_commits_max: 4_096,
-            batch_commits_max: 512,
+            batch_commits_max: 1_024,
             commit_links_max: 100_000,
             execute_timeout: Duration::from_secs(10),
             poll_interval: Duration::from_millis(25),

@@ -14,7 +14,8 @@ use annals_domain::ids::{ConnectionId, ResourceId, TenantId};
 use annals_domain::resource::Command;
 use annals_domain::scim::bulk::{Method, Plan, Unit};
 use annals_domain::scim::error::ScimError;
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::{StreamExt, stream};
+use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
 use super::{
@@ -29,8 +30,10 @@ use crate::journal::read::StateRow;
 use crate::journal::{AppendError, Commit, Expect, Receipt, Rejection};
 use crate::keys::SubjectKey;
 
-/// Decisions of a chain that are sealed at once: only hashing passwords takes time beside the processor's.
-const SEALS_AT_ONCE: usize = 8;
+/// Tasks of a chain that run at once: they take all processors, and as many passwords are hashed at once.
+const TASKS_AT_ONCE: usize = 8;
+/// Operations that one task decides or seals.
+const OPERATIONS_PER_TASK: usize = 16;
 /// Operations that are decided at once even where chains stop early.
 const OPERATIONS_MIN: usize = 8;
 
@@ -123,14 +126,24 @@ struct Segment {
     items: Vec<Draft>,
     /// The item that creates what an operation brings, by operation.
     item_of: HashMap<usize, usize>,
-    /// What the items so far leave of an entity.
-    left: HashMap<ResourceId, Left>,
+    /// The last item that changes an entity.
+    changed_by: HashMap<ResourceId, usize>,
 }
 
+/// What the items so far leave of an entity.
 struct Left {
     item: usize,
     /// None: deleted.
     state: Option<StateRow>,
+}
+
+impl Segment {
+    fn left(&self, id: &ResourceId) -> Option<Left> {
+        let item = *self.changed_by.get(id)?;
+        let Verdict::Change(parts) = &self.items.get(item)?.verdict else { return None };
+        let part = parts.iter().rfind(|part| part.request.id == *id)?;
+        Some(Left { item, state: part.leaves() })
+    }
 }
 
 /// An item before it is sealed.
@@ -149,6 +162,8 @@ struct Prepared {
     requests: Vec<std::result::Result<Request, ScimError>>,
     /// One of them brings an inactive user back instead of creating one (`reactivate-on-create`).
     reactivates: bool,
+    /// The decision on the only request, if it was taken ahead of its turn.
+    ahead: Option<Result<Decision>>,
 }
 
 enum Verdict {
@@ -377,7 +392,7 @@ where
     /// Decides units from `first` on, until the chain is long enough or one rests on what cannot be guessed.
     async fn gather(&mut self, first: usize, operations_max: usize) -> Result<Segment> {
         let plan = self.plan;
-        let mut window = Vec::new();
+        let mut window = Vec::with_capacity(operations_max.min(plan.units.len()));
         let mut operations = 0;
         for (number, unit) in plan.units.iter().enumerate().skip(first) {
             if operations > 0 && operations + unit.operations.len() > operations_max {
@@ -387,14 +402,16 @@ where
                 continue;
             }
             operations += unit.operations.len();
-            window.push(self.prepare_unit(number).await?);
+            window.push(Box::new(self.prepare_unit(number).await?));
         }
         // What a segment is decided by is looked at anew: the last one may have stopped because of it.
         self.store.registry_of(&self.bulk.tenant).await?;
         let states = self.read_states(&window).await?;
+        let store = self.store.clone();
+        let window = side_by_side(window, move |prepared| decide_ahead(store.clone(), prepared)).await?;
         let mut segment = Segment::default();
         for prepared in window {
-            if !self.decide_unit(&mut segment, &states, prepared).await? {
+            if !self.decide_unit(&mut segment, &states, *prepared).await? {
                 break;
             }
         }
@@ -430,11 +447,11 @@ where
                 requests[*nth] = Ok(instead);
             }
         }
-        Ok(Prepared { unit: number, requests, reactivates: !brought_back.is_empty() })
+        Ok(Prepared { unit: number, requests, reactivates: !brought_back.is_empty(), ahead: None })
     }
 
     /// The states of all resources that are there to be changed, in one round trip.
-    async fn read_states(&self, window: &[Prepared]) -> Result<HashMap<ResourceId, StateRow>> {
+    async fn read_states(&self, window: &[Box<Prepared>]) -> Result<HashMap<ResourceId, StateRow>> {
         let requests = window.iter().flat_map(|prepared| prepared.requests.iter().flatten());
         let present = requests.filter(|r| !matches!(r.command, Command::Create { .. }));
         let mut ids: Vec<ResourceId> = present
@@ -454,11 +471,11 @@ where
         states: &HashMap<ResourceId, StateRow>,
         prepared: Prepared,
     ) -> Result<bool> {
-        let Prepared { unit: number, requests, reactivates } = prepared;
+        let Prepared { unit: number, requests, reactivates, mut ahead } = prepared;
         let unit = &self.plan.units[number];
         let item = segment.items.len();
         let left = match requests.as_slice() {
-            [Ok(request)] => segment.left.get(&request.id),
+            [Ok(request)] => segment.left(&request.id),
             _ => None,
         };
         // Who is inactive is known of what was committed only.
@@ -469,16 +486,16 @@ where
             !segment.items.is_empty() && requests.iter().flatten().any(Request::may_reactivate);
         let versions = |request: &Request| matches!(request.if_match, IfMatch::Versions(_));
         let conditional = !reactivates && requests.iter().flatten().any(versions);
-        if left.is_some_and(|left| left.state.is_none() || conditional) {
+        if left.as_ref().is_some_and(|left| left.state.is_none() || conditional) {
             return Ok(false);
         }
-        let basis = left.map(|left| left.item);
+        let basis = left.as_ref().map(|left| left.item);
         let mut parts = Vec::with_capacity(requests.len());
         let mut errors: Vec<Option<StoreError>> = Vec::with_capacity(requests.len());
         let failed = unit.needs.iter().find(|at| self.has_failed(**at));
         let mut unchanged = None;
         for request in requests {
-            let before = match (&request, left) {
+            let before = match (&request, &left) {
                 (Ok(_), Some(left)) => left.state.clone(),
                 (Ok(request), None) => states.get(&request.id).cloned(),
                 (Err(_), _) => None,
@@ -486,7 +503,13 @@ where
             let decided = match (failed, request) {
                 (Some(on), _) => Err(StoreError::Refused(self.plan.reference_failed(*on))),
                 (None, Err(error)) => Err(StoreError::Refused(error)),
-                (None, Ok(request)) => self.decide_part(request, before, left.is_some()).await,
+                (None, Ok(request)) => {
+                    let (request, decision) = match ahead.take() {
+                        Some(decision) => (request, decision),
+                        None => decide_now(self.store, request, before).await,
+                    };
+                    self.part(request, decision, left.is_some()).await
+                }
             };
             match decided {
                 Ok(part) => {
@@ -506,7 +529,7 @@ where
             Verdict::Unchanged(state)
         } else {
             for part in &parts {
-                segment.left.insert(part.request.id.clone(), Left { item, state: part.leaves() });
+                segment.changed_by.insert(part.request.id.clone(), item);
             }
             Verdict::Change(parts)
         };
@@ -517,11 +540,8 @@ where
     }
 
     /// `guessed`: the state is what an earlier item will leave, so that its password is not stored yet.
-    async fn decide_part(&self, request: Request, before: Option<StateRow>, guessed: bool) -> Result<Part> {
-        let known = self.store.registry_known(&request.tenant).await?;
-        let request = known.current(&request)?.unwrap_or(request);
-        let creating = matches!(request.command, Command::Create { .. });
-        let mut decision = self.store.decide(&request, &known, before.filter(|_| !creating)).await?;
+    async fn part(&self, request: Request, decision: Result<Decision>, guessed: bool) -> Result<Part> {
+        let mut decision = decision?;
         if !guessed {
             decision = self.store.settle_password(&request, decision).await?;
         }
@@ -544,15 +564,14 @@ where
     async fn seal(&self, segment: Segment) -> Result<(Arc<Chain>, Vec<(usize, Option<usize>, Kept)>)> {
         let first_of: Vec<usize> =
             segment.items.iter().map(|draft| self.plan.units[draft.unit].operations[0]).collect();
-        let sealed: Vec<(Draft, Kept)> = stream::iter(segment.items)
-            .map(|draft| self.seal_item(draft))
-            .buffered(SEALS_AT_ONCE)
-            .try_collect()
-            .await?;
+        let store = self.store.clone();
+        let sealed = side_by_side(segment.items, move |draft| seal_draft(store.clone(), draft)).await?;
         let mut items = Vec::with_capacity(sealed.len());
         let mut kept = Vec::with_capacity(sealed.len());
-        for (draft, mut what) in sealed {
+        for sealed in sealed {
+            let (draft, what) = sealed?;
             let unit = &self.plan.units[draft.unit];
+            let mut what = self.kept(unit, what);
             let work = match &mut what {
                 Kept::Unchanged(_) => ItemWork::Unchanged,
                 Kept::Refused(_) => ItemWork::Refused,
@@ -572,31 +591,28 @@ where
         Ok((Arc::new(Chain { items, refusals_max }), kept))
     }
 
-    async fn seal_item(&self, mut draft: Draft) -> Result<(Draft, Kept)> {
-        let unit = &self.plan.units[draft.unit];
-        let verdict = std::mem::replace(&mut draft.verdict, Verdict::Refused(Vec::new()));
-        let parts = match verdict {
-            Verdict::Change(parts) => parts,
-            Verdict::Unchanged(state) => return Ok((draft, Kept::Unchanged(state))),
-            Verdict::Refused(errors) => return Ok((draft, Kept::Refused(errors))),
+    /// What is kept of a unit: all of its operations, or that one of them is refused and the others with it.
+    fn kept(&self, unit: &Unit, sealed: SealedVerdict) -> Kept {
+        let parts = match sealed {
+            SealedVerdict::Change(parts) => parts,
+            SealedVerdict::Unchanged(state) => return Kept::Unchanged(state),
+            SealedVerdict::Refused(errors) => return Kept::Refused(errors),
         };
         let mut sealed = Vec::with_capacity(parts.len());
         let mut errors = Vec::with_capacity(parts.len());
-        for Part { request, decision, key } in parts {
-            match self.store.seal(&request, decision, key.as_ref()).await {
-                Ok(decided) => {
-                    sealed.push(Sealed { request, decided });
+        for part in parts {
+            match part {
+                Ok(part) => {
+                    sealed.push(part);
                     errors.push(None);
                 }
-                Err(error @ StoreError::Refused(_)) => errors.push(Some(error)),
-                Err(error) => return Err(error),
+                Err(error) => errors.push(Some(error)),
             }
         }
         if errors.iter().any(Option::is_some) {
-            let errors = self.errors_of_unit(unit, errors);
-            return Ok((draft, Kept::Refused(errors)));
+            return Kept::Refused(self.errors_of_unit(unit, errors));
         }
-        Ok((draft, Kept::Change(sealed)))
+        Kept::Change(sealed)
     }
 
     /// One commit of all parts of a unit. The writes are moved out of the parts.
@@ -696,6 +712,109 @@ where
             self.settle(*at, Err(error));
         }
     }
+}
+
+/// Does the same with many things, some at once and on all processors. The results are in the given order.
+async fn side_by_side<T, R, F>(
+    things: Vec<T>,
+    work: impl Fn(T) -> F + Clone + Send + 'static,
+) -> Result<Vec<R>>
+where
+    T: Send + 'static,
+    R: Send + 'static,
+    F: Future<Output = R> + Send,
+{
+    let some = |things: Vec<T>| {
+        let work = work.clone();
+        async move {
+            let mut done = Vec::with_capacity(things.len());
+            for thing in things {
+                done.push(work(thing).await);
+            }
+            done
+        }
+    };
+    if things.len() <= OPERATIONS_PER_TASK {
+        return Ok(some(things).await);
+    }
+    let len = things.len();
+    let mut things = things.into_iter();
+    let chunks = std::iter::from_fn(|| {
+        let chunk: Vec<T> = things.by_ref().take(OPERATIONS_PER_TASK).collect();
+        (!chunk.is_empty()).then_some(chunk)
+    });
+    let tasks = chunks.map(|chunk| AbortOnDropHandle::new(tokio::spawn(some(chunk))));
+    let mut done = Vec::with_capacity(len);
+    let mut results = stream::iter(tasks).buffered(TASKS_AT_ONCE);
+    while let Some(result) = results.next().await {
+        match result {
+            Ok(results) => done.extend(results),
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(_) => {
+                    return Err(StoreError::Busy { what: "the process is stopping", retry_after_s: 1 });
+                }
+            },
+        }
+    }
+    Ok(done)
+}
+
+/// Decides a unit ahead of its turn if it rests on nothing but itself, as a create does.
+async fn decide_ahead(store: Store, mut prepared: Box<Prepared>) -> Box<Prepared> {
+    let creates = |request: &Request| matches!(request.command, Command::Create { .. });
+    if matches!(prepared.requests.as_slice(), [Ok(request)] if creates(request))
+        && let Some(Ok(request)) = prepared.requests.pop()
+    {
+        let (request, decision) = decide_now(&store, request, None).await;
+        prepared.requests.push(Ok(request));
+        prepared.ahead = Some(decision);
+    }
+    prepared
+}
+
+/// Decides by the schemas as they are now; the request comes back as they understand it.
+async fn decide_now(
+    store: &Store,
+    request: Request,
+    before: Option<StateRow>,
+) -> (Request, Result<Decision>) {
+    let creating = matches!(request.command, Command::Create { .. });
+    let known = match store.registry_known(&request.tenant).await {
+        Ok(known) => known,
+        Err(error) => return (request, Err(error)),
+    };
+    let request = match known.current(&request) {
+        Ok(current) => current.unwrap_or(request),
+        Err(error) => return (request, Err(error.into())),
+    };
+    let decision = store.decide(&request, &known, before.filter(|_| !creating)).await;
+    (request, decision)
+}
+
+/// A unit's verdict after sealing: what turns out to be refused only now is the error of its operation.
+enum SealedVerdict {
+    Change(Vec<Result<Sealed>>),
+    Unchanged(StateRow),
+    Refused(Vec<StoreError>),
+}
+
+async fn seal_draft(store: Store, mut draft: Draft) -> Result<(Draft, SealedVerdict)> {
+    let verdict = std::mem::replace(&mut draft.verdict, Verdict::Refused(Vec::new()));
+    let parts = match verdict {
+        Verdict::Change(parts) => parts,
+        Verdict::Unchanged(state) => return Ok((draft, SealedVerdict::Unchanged(state))),
+        Verdict::Refused(errors) => return Ok((draft, SealedVerdict::Refused(errors))),
+    };
+    let mut sealed = Vec::with_capacity(parts.len());
+    for Part { request, decision, key } in parts {
+        match store.seal(&request, decision, key.as_ref()).await {
+            Ok(decided) => sealed.push(Ok(Sealed { request, decided })),
+            Err(error @ StoreError::Refused(_)) => sealed.push(Err(error)),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok((draft, SealedVerdict::Change(sealed)))
 }
 
 impl Part {

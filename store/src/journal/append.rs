@@ -933,9 +933,8 @@ impl Batch {
             for (tenant, owner) in &self.owners_removed {
                 rows.push(vec![tenant.into(), owner.into()]);
             }
-            let delete = sql("DELETE FROM journal.lookup WHERE (tenant, owner) IN \
-                 (SELECT r.tenant, r.owner FROM {rows})")
-            .rows(rows);
+            let delete =
+                sql("DELETE FROM journal.lookup {keyed: tenant = r.tenant, owner = r.owner}").rows(rows);
             removals.push(delete);
         }
         if !self.lookups_remove.is_empty() {
@@ -943,8 +942,8 @@ impl Batch {
             for (tenant, kind, value, owner) in self.lookups_remove.drain() {
                 rows.push(vec![(&tenant).into(), kind.into(), value.into(), (&owner).into()]);
             }
-            let delete = sql("DELETE FROM journal.lookup WHERE (tenant, kind, value, owner) IN \
-                 (SELECT r.tenant, r.kind, r.value, r.owner FROM {rows})")
+            let delete = sql("DELETE FROM journal.lookup \
+                 {keyed: tenant = r.tenant, kind = r.kind, value = r.value, owner = r.owner}")
             .rows(rows);
             removals.push(delete);
         }
@@ -985,8 +984,8 @@ impl Batch {
             if present { add.push(row) } else { remove.push(row) }
         }
         if !remove.is_empty() {
-            let delete = sql("DELETE FROM journal.link WHERE (tenant, attribute, from_id, to_id) IN \
-                 (SELECT r.tenant, r.attribute, r.from_id, r.to_id FROM {rows})")
+            let delete = sql("DELETE FROM journal.link \
+                 {keyed: tenant = r.tenant, attribute = r.attribute, from_id = r.from_id, to_id = r.to_id}")
             .rows(remove);
             writes.push(delete);
         }

@@ -669,13 +669,12 @@ async fn write_pending(tx: &mut Tx, key: &LaneKey, changes: &[PendingChange]) ->
         }
     }
     if !done.is_empty() {
-        let delete =
-            sql("DELETE FROM lanes.pending_member WHERE tenant = $1 AND app = $2 AND group_id = $3 \
-             AND (attribute, member_id) IN (SELECT r.attribute, r.member_id FROM {rows})")
-            .bind(&key.tenant)
-            .bind(&key.app)
-            .bind(&key.id)
-            .rows(done);
+        let delete = sql("DELETE FROM lanes.pending_member {keyed: tenant = $1, app = $2, group_id = $3, \
+             attribute = r.attribute, member_id = r.member_id}")
+        .bind(&key.tenant)
+        .bind(&key.app)
+        .bind(&key.id)
+        .rows(done);
         tx.execute(delete).await?;
     }
     if !add.is_empty() {

@@ -646,8 +646,8 @@ impl Change {
         }
         if !removed.is_empty() {
             let delete = slot.sql(
-                "DELETE FROM model.attribute_@ WHERE (tenant, id, path, element, ordinal) IN \
-                 (SELECT r.tenant, r.id, r.path, r.element, r.ordinal FROM {rows})",
+                "DELETE FROM model.attribute_@ {keyed: tenant = r.tenant, id = r.id, path = r.path, \
+                 element = r.element, ordinal = r.ordinal}",
             );
             writes.push(delete.rows(removed));
         }
@@ -689,9 +689,8 @@ fn key_rows(keys: &BTreeSet<Key>) -> Rows {
 }
 
 async fn remove_attributes(tx: &mut Tx, slot: Slot, keys: &BTreeSet<Key>) -> Result<()> {
-    let delete = slot
-        .sql("DELETE FROM model.attribute_@ WHERE (tenant, id) IN (SELECT r.tenant, r.id FROM {rows})")
-        .rows(key_rows(keys));
+    let delete =
+        slot.sql("DELETE FROM model.attribute_@ {keyed: tenant = r.tenant, id = r.id}").rows(key_rows(keys));
     tx.execute(delete).await.map(drop)
 }
 
@@ -702,8 +701,8 @@ async fn erase(tx: &mut Tx, slot: Slot, keys: &BTreeSet<Key>) -> Result<()> {
     }
     remove_attributes(tx, slot, keys).await?;
     let update = slot.sql(
-        "UPDATE model.resource_@ SET deleted = 1, display = NULL, document = NULL \
-         WHERE (tenant, id) IN (SELECT r.tenant, r.id FROM {rows})",
+        "UPDATE model.resource_@ AS t SET deleted = 1, display = NULL, document = NULL \
+         FROM {rows} WHERE t.tenant = r.tenant AND t.id = r.id",
     );
     tx.execute(update.rows(key_rows(keys))).await.map(drop)
 }
@@ -769,8 +768,8 @@ impl Links {
         let (removed, added) = (rows(false), rows(true));
         if !removed.is_empty() {
             let delete = slot.sql(
-                "DELETE FROM model.link_@ WHERE (tenant, attribute, from_id, to_id) IN \
-                 (SELECT r.tenant, $1, r.from_id, r.to_id FROM {rows})",
+                "DELETE FROM model.link_@ \
+                 {keyed: tenant = r.tenant, attribute = $1, from_id = r.from_id, to_id = r.to_id}",
             );
             tx.execute(delete.bind(MEMBERS).rows(removed)).await?;
         }
