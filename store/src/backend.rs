@@ -25,7 +25,9 @@ use sqlx::postgres::{PgArguments, PgConnectOptions, PgPoolOptions, PgRow};
 use sqlx::sqlite::{
     SqliteArguments, SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
 };
-use sqlx::{Arguments, PgPool, Postgres, Row as _, Sqlite, SqlitePool, Transaction};
+use sqlx::{
+    Arguments, Either, PgPool, Postgres, Row as _, Sqlite, SqliteConnection, SqlitePool, Transaction,
+};
 
 use crate::error::{Result, StoreError};
 
@@ -383,6 +385,34 @@ fn expand_keyed(text: &str, words: impl FnOnce(&[(&str, &str)]) -> String) -> St
     [before, &words(&keys), after].concat()
 }
 
+/// Statements that write, and one that ends them, as one statement of PostgreSQL.
+fn together(statements: Vec<Sql>, last: Sql) -> Result<(String, PgArguments)> {
+    let mut args = PgArguments::default();
+    let (mut text, mut offset) = (String::new(), 0);
+    for (n, statement) in statements.into_iter().enumerate() {
+        let width = statement.width();
+        let part = statement.append_postgres(offset, &mut args)?;
+        let word = if n == 0 { "WITH" } else { "," };
+        text.push_str(&format!("{word} w{n} AS ({part})"));
+        offset += width;
+    }
+    text.push(' ');
+    text.push_str(&last.append_postgres(offset, &mut args)?);
+    Ok((text, args))
+}
+
+/// Statements as one text of SQLite, with `last` after them.
+fn one_text(statements: Vec<Sql>, last: &str) -> Result<(String, SqliteArguments<'static>)> {
+    let mut all = SqliteText::default();
+    for statement in statements {
+        all.push(statement);
+    }
+    if !last.is_empty() {
+        all.push(sql(last));
+    }
+    all.finish()
+}
+
 /// One or more statements on their way to SQLite. Rows are anonymous arguments (`?`), which the driver
 /// counts by themselves, from the first; the named ones (`$1`) come after all of them. (A name costs
 /// SQLite a search through all names; among thousands of cells that would be what takes the time.)
@@ -415,6 +445,7 @@ impl SqliteText {
             let places = rows.rows.len().next_power_of_two().max(SQLITE_ROWS_MIN);
             let first = self.named.len() + 1;
             if places * rows.columns.len() <= SQLITE_CELLS_MAX {
+                self.cells.reserve(places * rows.columns.len());
                 text = text.replace("{rows}", &rows.relation_sqlite(first, places));
                 self.named.push(rows.rows.len().into());
                 let empty = (places - rows.rows.len()) * rows.columns.len();
@@ -434,6 +465,7 @@ impl SqliteText {
     fn finish(self) -> Result<(String, SqliteArguments<'static>)> {
         let text = if self.cells.is_empty() { self.text } else { renumber(&self.text, self.cells.len()) };
         let mut out = SqliteArguments::default();
+        out.reserve(self.cells.len() + self.named.len(), 0);
         for arg in self.cells.into_iter().chain(self.named) {
             match arg {
                 Arg::Int(v) => out.add(v),
@@ -524,9 +556,72 @@ pub enum Tx {
     Postgres(Transaction<'static, Postgres>),
     /// On SQLite.
     Sqlite(Transaction<'static, Sqlite>),
+    /// Of the journal's writer, on SQLite.
+    Append(AppendTx),
+}
+
+/// A transaction of the journal's writer on SQLite. It begins in the trip of its first statement and ends in
+/// that of its last ([`Tx::commit_with`]): under load, trips to the database's thread are what a batch waits
+/// for.
+#[derive(Debug)]
+pub struct AppendTx {
+    connection: Option<PoolConnection<Sqlite>>,
+    is_begun: bool,
+}
+
+impl AppendTx {
+    fn connection(&mut self) -> Result<&mut SqliteConnection> {
+        // It is only taken out when the transaction has ended.
+        Ok(self.connection.as_mut().ok_or(sqlx::Error::PoolClosed)?)
+    }
+
+    /// Ends it after a failure: with it, or with its connection.
+    async fn abandon(mut self) {
+        if !self.is_begun {
+            return;
+        }
+        if let Ok(connection) = self.connection()
+            && sqlx::Executor::execute(connection, "ROLLBACK").await.is_ok()
+        {
+            self.is_begun = false;
+        }
+    }
+}
+
+impl Drop for AppendTx {
+    fn drop(&mut self) {
+        if self.is_begun
+            && let Some(connection) = self.connection.take()
+        {
+            // Nobody may get it as it is. Closing it rolls back.
+            drop(connection.detach());
+        }
+    }
+}
+
+/// Why a transaction did not commit.
+#[derive(Debug)]
+pub(crate) enum CommitError {
+    /// It surely did not.
+    Before(StoreError),
+    /// Perhaps it did.
+    Unknown(StoreError),
 }
 
 impl Tx {
+    /// The connection on SQLite, and the text with what begins the transaction, if nothing has yet.
+    fn on_sqlite(&mut self, text: String) -> Result<(&mut SqliteConnection, String)> {
+        match self {
+            Tx::Postgres(_) => Err(sqlx::Error::WorkerCrashed.into()),
+            Tx::Sqlite(tx) => Ok((&mut **tx, text)),
+            Tx::Append(tx) => {
+                let begin = !std::mem::replace(&mut tx.is_begun, true);
+                let text = if begin { ["BEGIN IMMEDIATE;\n", &text].concat() } else { text };
+                Ok((tx.connection()?, text))
+            }
+        }
+    }
+
     /// Runs a statement and returns its rows.
     pub async fn fetch_all(&mut self, sql: Sql) -> Result<Vec<Row>> {
         match self {
@@ -535,12 +630,44 @@ impl Tx {
                 let rows = sqlx::query_with(&text, args).fetch_all(&mut **tx).await?;
                 Ok(rows.into_iter().map(Row::Postgres).collect())
             }
-            Tx::Sqlite(tx) => {
+            Tx::Sqlite(_) | Tx::Append(_) => {
                 let (text, args) = sql.for_sqlite()?;
-                let rows = sqlx::query_with(&text, args).fetch_all(&mut **tx).await?;
+                let (connection, text) = self.on_sqlite(text)?;
+                let rows = sqlx::query_with(&text, args).fetch_all(connection).await?;
                 Ok(rows.into_iter().map(Row::Sqlite).collect())
             }
         }
+    }
+
+    /// Runs several statements in this order and returns the rows of each: in one trip on SQLite.
+    pub async fn fetch_each(&mut self, statements: Vec<Sql>) -> Result<Vec<Vec<Row>>> {
+        let mut sets = Vec::with_capacity(statements.len());
+        if let Tx::Postgres(_) = self {
+            for statement in statements {
+                sets.push(self.fetch_all(statement).await?);
+            }
+            return Ok(sets);
+        }
+        let count = statements.len();
+        let (text, args) = one_text(statements, "")?;
+        let has_begun = !matches!(self, Tx::Append(tx) if !tx.is_begun);
+        let (connection, text) = self.on_sqlite(text)?;
+        let mut rows = Vec::new();
+        {
+            let mut results = sqlx::Executor::fetch_many(connection, sqlx::query_with(&text, args));
+            while let Some(result) = results.try_next().await? {
+                match result {
+                    Either::Left(_) => sets.push(std::mem::take(&mut rows)),
+                    Either::Right(row) => rows.push(Row::Sqlite(row)),
+                }
+            }
+        }
+        if !has_begun {
+            // That of BEGIN.
+            sets.remove(0);
+        }
+        debug_assert_eq!(sets.len(), count);
+        Ok(sets)
     }
 
     /// Runs a statement and returns its first row, if any.
@@ -555,9 +682,10 @@ impl Tx {
                 let (text, args) = sql.for_postgres()?;
                 Ok(sqlx::query_with(&text, args).execute(&mut **tx).await?.rows_affected())
             }
-            Tx::Sqlite(tx) => {
+            Tx::Sqlite(_) | Tx::Append(_) => {
                 let (text, args) = sql.for_sqlite()?;
-                Ok(sqlx::query_with(&text, args).execute(&mut **tx).await?.rows_affected())
+                let (connection, text) = self.on_sqlite(text)?;
+                Ok(sqlx::query_with(&text, args).execute(connection).await?.rows_affected())
             }
         }
     }
@@ -568,30 +696,50 @@ impl Tx {
         if statements.is_empty() {
             return Ok(());
         }
+        if let Tx::Postgres(tx) = self {
+            let (text, args) = together(statements, sql("SELECT 1"))?;
+            sqlx::query_with(&text, args).execute(&mut **tx).await?;
+            return Ok(());
+        }
+        let (text, args) = one_text(statements, "")?;
+        let (connection, text) = self.on_sqlite(text)?;
+        sqlx::query_with(&text, args).execute(connection).await?;
+        Ok(())
+    }
+
+    /// Runs statements as [`Tx::execute_all`] does, tells other processes of it, and commits, in as few trips
+    /// as the database allows.
+    pub(crate) async fn commit_with(
+        self,
+        statements: Vec<Sql>,
+        channel: &str,
+        payload: &str,
+    ) -> std::result::Result<(), CommitError> {
         match self {
-            Tx::Postgres(tx) => {
-                let mut args = PgArguments::default();
-                let (mut text, mut offset) = (String::from("WITH "), 0);
-                for (n, statement) in statements.into_iter().enumerate() {
-                    let width = statement.width();
-                    let part = statement.append_postgres(offset, &mut args)?;
-                    let comma = if n == 0 { "" } else { ", " };
-                    text.push_str(&format!("{comma}w{n} AS ({part})"));
-                    offset += width;
-                }
-                text.push_str(" SELECT 1");
-                sqlx::query_with(&text, args).execute(&mut **tx).await?;
+            Tx::Postgres(mut tx) => {
+                let notify = sql("SELECT pg_notify($1, $2)").bind(channel).bind(payload);
+                let (text, args) = together(statements, notify).map_err(CommitError::Before)?;
+                let written = sqlx::query_with(&text, args).execute(&mut *tx).await;
+                written.map_err(|error| CommitError::Before(error.into()))?;
+                tx.commit().await.map_err(|error| CommitError::Unknown(error.into()))
             }
-            Tx::Sqlite(tx) => {
-                let mut all = SqliteText::default();
-                for statement in statements {
-                    all.push(statement);
+            mut tx @ Tx::Sqlite(_) => {
+                tx.execute_all(statements).await.map_err(CommitError::Before)?;
+                tx.commit().await.map_err(CommitError::Unknown)
+            }
+            Tx::Append(mut tx) => {
+                let (text, args) = one_text(statements, "COMMIT").map_err(CommitError::Before)?;
+                let connection = tx.connection().map_err(CommitError::Before)?;
+                match sqlx::query_with(&text, args).execute(connection).await {
+                    Ok(_) => tx.is_begun = false,
+                    Err(error) => {
+                        tx.abandon().await;
+                        return Err(CommitError::Unknown(error.into()));
+                    }
                 }
-                let (text, args) = all.finish()?;
-                sqlx::query_with(&text, args).execute(&mut **tx).await?;
+                Ok(())
             }
         }
-        Ok(())
     }
 
     /// Makes this transaction's commit lazy where the database can: a crash may undo it as a whole.
@@ -599,7 +747,7 @@ impl Tx {
         match self {
             Tx::Postgres(_) => self.execute(sql("SET LOCAL synchronous_commit = off")).await.map(drop),
             // The model's file has `synchronous = NORMAL`.
-            Tx::Sqlite(_) => Ok(()),
+            Tx::Sqlite(_) | Tx::Append(_) => Ok(()),
         }
     }
 
@@ -610,7 +758,7 @@ impl Tx {
                 let notify = sql("SELECT pg_notify($1, $2)").bind(channel).bind(payload);
                 self.execute(notify).await.map(drop)
             }
-            Tx::Sqlite(_) => Ok(()),
+            Tx::Sqlite(_) | Tx::Append(_) => Ok(()),
         }
     }
 
@@ -619,6 +767,12 @@ impl Tx {
         match self {
             Tx::Postgres(tx) => tx.commit().await?,
             Tx::Sqlite(tx) => tx.commit().await?,
+            Tx::Append(mut tx) => {
+                if tx.is_begun {
+                    sqlx::Executor::execute(tx.connection()?, "COMMIT").await?;
+                    tx.is_begun = false;
+                }
+            }
         }
         Ok(())
     }
@@ -628,6 +782,7 @@ impl Tx {
         match self {
             Tx::Postgres(tx) => tx.rollback().await?,
             Tx::Sqlite(tx) => tx.rollback().await?,
+            Tx::Append(tx) => tx.abandon().await,
         }
         Ok(())
     }
@@ -647,10 +802,22 @@ pub struct Backend {
 
 #[derive(Debug)]
 enum Pools {
-    Postgres { pool: PgPool, writer: PgPool },
-    Sqlite { files: [File; 4] },
+    Postgres {
+        pool: PgPool,
+        writer: PgPool,
+        /// Of the journal's writer alone, opened by it: a connection is served by the runtime that opened it.
+        appends: PgPool,
+    },
+    Sqlite {
+        files: [File; 4],
+    },
 }
 
+/// Page cache of a connection that reads, as SQLite's `cache_size`: KiB with a minus.
+const SQLITE_READER_CACHE: &str = "-65536";
+/// That of one that writes. Not more: a commit that has split a page of an index looks through all of its
+/// cache (SQLite parks pages under a number beyond the file's end while it sorts them).
+const SQLITE_WRITER_CACHE: &str = "-16384";
 /// Read connections per SQLite file.
 const SQLITE_READERS_MAX: u32 = 4;
 /// How long a writer of PostgreSQL may wait for a lock, and sit idle in a transaction: it takes the
@@ -692,7 +859,7 @@ impl Backend {
     /// Begins a transaction that will write to the area. On SQLite it holds the file's write lock.
     pub async fn begin_write(&self, area: Area) -> Result<Tx> {
         Ok(match &self.pools {
-            Pools::Postgres { pool, writer } => {
+            Pools::Postgres { pool, writer, .. } => {
                 let (pool, begin) = match area {
                     Area::Journal => (writer.clone(), "BEGIN".to_owned()),
                     _ => {
@@ -707,6 +874,27 @@ impl Backend {
                 Tx::Sqlite(begun(async move { pool.begin_with("BEGIN IMMEDIATE").await }).await?)
             }
         })
+    }
+
+    /// Begins a transaction of the journal's writer.
+    pub(crate) async fn begin_append(&self) -> Result<Tx> {
+        match &self.pools {
+            Pools::Postgres { appends, .. } => {
+                let pool = appends.clone();
+                Ok(Tx::Postgres(begun(async move { pool.begin().await }).await?))
+            }
+            Pools::Sqlite { files } => {
+                let connection = Some(Self::file(files, Area::Journal).write.acquire().await?);
+                Ok(Tx::Append(AppendTx { connection, is_begun: false }))
+            }
+        }
+    }
+
+    /// Closes the connections that only the journal's writer has.
+    pub(crate) async fn close_appends(&self) {
+        if let Pools::Postgres { appends, .. } = &self.pools {
+            appends.close().await;
+        }
     }
 
     /// Begins a transaction that only reads, all of it from one snapshot.
@@ -819,7 +1007,8 @@ impl Backend {
     /// Closes every connection.
     pub async fn close(&self) {
         match &self.pools {
-            Pools::Postgres { pool, writer } => {
+            Pools::Postgres { pool, writer, appends } => {
+                appends.close().await;
                 writer.close().await;
                 pool.close().await;
             }
@@ -858,7 +1047,7 @@ async fn connect_postgres(url: &str, connections_max: u32) -> Result<Pools> {
         .acquire_timeout(Duration::from_secs(5))
         .connect_with(options.clone())
         .await?;
-    let writer = PgPoolOptions::new()
+    let writers = PgPoolOptions::new()
         .max_connections(2)
         .acquire_timeout(Duration::from_secs(5))
         .after_connect(|connection, _| {
@@ -870,10 +1059,10 @@ async fn connect_postgres(url: &str, connections_max: u32) -> Result<Pools> {
                 );
                 sqlx::Executor::execute(connection, text.as_str()).await.map(drop)
             })
-        })
-        .connect_with(options)
-        .await?;
-    Ok(Pools::Postgres { pool, writer })
+        });
+    let writer = writers.clone().connect_with(options.clone()).await?;
+    let appends = writers.connect_lazy_with(options);
+    Ok(Pools::Postgres { pool, writer, appends })
 }
 
 async fn connect_sqlite(dir: &Path) -> Result<Pools> {
@@ -889,7 +1078,7 @@ async fn connect_sqlite(dir: &Path) -> Result<Pools> {
             .synchronous(if durable { SqliteSynchronous::Full } else { SqliteSynchronous::Normal })
             .busy_timeout(Duration::from_secs(5))
             .foreign_keys(false)
-            .pragma("cache_size", "-65536")
+            .pragma("cache_size", SQLITE_WRITER_CACHE)
             // Whoever commits the last of these pages copies them back; pages that are written again and
             // again, as the ends of indexes are, are copied once.
             .pragma("wal_autocheckpoint", "16000")
@@ -906,7 +1095,7 @@ async fn connect_sqlite(dir: &Path) -> Result<Pools> {
         let read = pool()
             .max_connections(SQLITE_READERS_MAX)
             .acquire_timeout(Duration::from_secs(30))
-            .connect_with(options.pragma("query_only", "on"))
+            .connect_with(options.pragma("query_only", "on").pragma("cache_size", SQLITE_READER_CACHE))
             .await?;
         files.push(File { write, read });
     }

@@ -28,6 +28,14 @@ pub enum StoreError {
         /// Why.
         source: std::io::Error,
     },
+    /// The system gave no thread.
+    #[error("starting {what} failed")]
+    Thread {
+        /// What was to run.
+        what: &'static str,
+        /// Why.
+        source: std::io::Error,
+    },
     /// A stored value does not have the form this build knows.
     #[error("{what} cannot be read: {reason}")]
     Corrupt {

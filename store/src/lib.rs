@@ -126,7 +126,7 @@ impl Store {
             options.clock.clone(),
             options.entropy.clone(),
             options.limits.clone(),
-        );
+        )?;
         Ok(Store {
             inner: Arc::new(Inner {
                 backend,

@@ -786,7 +786,7 @@ async fn decide_now(
     };
     let request = match known.current(&request) {
         Ok(current) => current.unwrap_or(request),
-        Err(error) => return (request, Err(error.into())),
+        Err(error) => return (request, Err(error)),
     };
     let decision = store.decide(&request, &known, before.filter(|_| !creating)).await;
     (request, decision)

@@ -20,7 +20,7 @@ use super::{
     BodyParts, Commit, Expect, MembersWrite, Receipt, Rejection, Replaced, StateWrite, StreamReceipt,
     StreamWrite, TokenWrite, batch_hash, chain_hash, merkle_root,
 };
-use crate::backend::{Area, Backend, Col, Rows, Sql, Tx, sql};
+use crate::backend::{Backend, Col, CommitError, Row, Rows, Sql, Tx, sql};
 use crate::error::{Result, StoreError};
 use crate::wake::Topic;
 
@@ -48,6 +48,8 @@ pub(crate) enum Mark {
 
 type Key = (TenantId, ResourceId);
 type Outcome = std::result::Result<Receipt, Rejection>;
+/// Receipts and fingerprints by commit id.
+type Receipts = HashMap<String, (Receipt, Option<Vec<u8>>)>;
 
 /// What the writer needs to append.
 pub(crate) struct Appender {
@@ -61,8 +63,8 @@ impl Appender {
     /// Writes a batch. Each commit gets its own outcome; a refused one does not disturb the others.
     pub(crate) async fn append(&self, works: &[Work]) -> std::result::Result<Vec<Answer>, BatchError> {
         let commits: Vec<Arc<Commit>> = works.iter().flat_map(Work::commits).cloned().collect();
-        let mut tx = self.backend.begin_write(Area::Journal).await.map_err(BatchError::Before)?;
-        let (answers, mark) = match self.append_in(&mut tx, works, &commits).await {
+        let mut tx = self.backend.begin_append().await.map_err(BatchError::Before)?;
+        let (answers, end) = match self.append_in(&mut tx, works, &commits).await {
             Ok(done) => done,
             Err(error) => {
                 // Dropping would roll back as well; doing it here frees the row sooner.
@@ -70,11 +72,15 @@ impl Appender {
                 return Err(BatchError::Before(error));
             }
         };
-        match mark {
+        match end {
             None => tx.rollback().await.map_err(BatchError::Before)?,
-            Some(mark) => {
-                if let Err(error) = tx.commit().await {
-                    return Err(BatchError::Unknown(error, answers, mark));
+            Some(End { writes, head, mark }) => {
+                match tx.commit_with(writes, Topic::Journal.channel(), &head.to_string()).await {
+                    Ok(()) => {}
+                    Err(CommitError::Before(error)) => return Err(BatchError::Before(error)),
+                    Err(CommitError::Unknown(error)) => {
+                        return Err(BatchError::Unknown(error, answers, mark));
+                    }
                 }
             }
         }
@@ -84,7 +90,7 @@ impl Appender {
     /// Whether a batch with these answers is in the journal. The counter row is taken first, so a
     /// transaction that is still ending is waited for and the answer is final.
     pub(crate) async fn is_there(&self, works: &[Work], answers: &[Answer], mark: &Mark) -> Result<bool> {
-        let mut tx = self.backend.begin_write(Area::Journal).await?;
+        let mut tx = self.backend.begin_append().await?;
         tx.fetch_all(sql("SELECT position FROM journal.counter WHERE id = 1 {for_update}")).await?;
         let found = match mark {
             Mark::Events { last, hash } => {
@@ -94,36 +100,32 @@ impl Appender {
             }
             Mark::Commits => {
                 let written = works.iter().zip(answers).flat_map(|(work, answer)| work.written(answer));
-                !read_receipts(&mut tx, written).await?.is_empty()
+                match select_receipts(written) {
+                    Some(select) => !tx.fetch_all(select).await?.is_empty(),
+                    None => false,
+                }
             }
         };
         tx.rollback().await?;
         Ok(found)
     }
 
+    /// Checks a batch under the counter row. What ends it is still to be written; none if nothing is.
     pub(super) async fn append_in(
         &self,
         tx: &mut Tx,
         works: &[Work],
         commits: &[Arc<Commit>],
-    ) -> Result<(Vec<Answer>, Option<Mark>)> {
-        let counter = sql("SELECT c.position, c.at, c.batch_hash, m.halted, c.definition \
-             FROM journal.counter c CROSS JOIN journal.meta m WHERE c.id = 1 AND m.id = 1 {for_update}");
-        let Some(row) = tx.fetch_optional(counter).await? else {
-            return Err(StoreError::corrupt("the counter row", "it is missing"));
-        };
-        let (head, last_at, last_hash) = (row.int(0)?, row.int(1)?, row.bytes(2)?);
-        if let Some(reason) = row.opt_text(3)? {
-            return Err(StoreError::Halted(reason));
-        }
+    ) -> Result<(Vec<Answer>, Option<End>)> {
         let mut batch = Batch {
-            at: self.clock.now().0.max(last_at),
-            head,
-            definition: row.int(4)?,
             links_max: self.links_max,
+            events: Vec::with_capacity(commits.iter().flat_map(|c| &c.writes).map(|w| w.events.len()).sum()),
+            receipts: Vec::with_capacity(commits.len()),
             ..Batch::default()
         };
         batch.read(tx, commits).await?;
+        batch.at = batch.at.max(self.clock.now().0);
+        let head_before = batch.head;
         let mut answers = Vec::with_capacity(works.len());
         for work in works {
             answers.push(work.carry_out(|commit| batch.check(commit, &*self.entropy)));
@@ -131,28 +133,45 @@ impl Appender {
         if batch.events.is_empty() && batch.accepted == 0 {
             return Ok((answers, None));
         }
-        let mark = batch.write(tx, head, &last_hash).await?;
-        Ok((answers, Some(mark)))
+        let end = batch.write(tx, head_before).await?;
+        Ok((answers, Some(end)))
     }
 }
 
-async fn read_receipts<'a>(
-    tx: &mut Tx,
-    commits: impl Iterator<Item = &'a Arc<Commit>>,
-) -> Result<HashMap<String, (Receipt, Option<Vec<u8>>)>> {
+/// What ends a batch.
+pub(super) struct End {
+    /// To be executed together, with nothing between them and COMMIT.
+    pub(super) writes: Vec<Sql>,
+    /// The last position afterwards.
+    head: Position,
+    mark: Mark,
+}
+
+/// The answer to one question of [`Batch::read`].
+enum Asked {
+    Counter,
+    Receipts,
+    Tenants,
+    GroupsOf(Key),
+    Members,
+    AllMembers(Key),
+    Lookups,
+}
+
+/// Asks for the receipts of commits; none if there are none to ask for.
+fn select_receipts<'a>(commits: impl Iterator<Item = &'a Arc<Commit>>) -> Option<Sql> {
     let mut rows = Rows::new(&[("commit_id", Col::Text)]);
     for commit in commits {
         rows.push(vec![commit.id.into()]);
     }
+    let select = "SELECT c.commit_id, c.receipt, c.fingerprint FROM {rows} CROSS JOIN journal.commit_log c \
+         WHERE c.commit_id = r.commit_id";
+    (!rows.is_empty()).then(|| sql(select).rows(rows))
+}
+
+fn receipts(rows: Vec<Row>) -> Result<Receipts> {
     let mut found = HashMap::new();
-    if rows.is_empty() {
-        return Ok(found);
-    }
-    let select =
-        sql("SELECT c.commit_id, c.receipt, c.fingerprint FROM {rows} CROSS JOIN journal.commit_log c \
-         WHERE c.commit_id = r.commit_id")
-        .rows(rows);
-    for row in tx.fetch_all(select).await? {
+    for row in rows {
         let mut receipt: Receipt =
             serde_json::from_str(&row.text(1)?).map_err(|e| StoreError::corrupt("a commit's receipt", e))?;
         receipt.replayed = true;
@@ -206,17 +225,63 @@ struct StateOut {
     document: Option<(Option<String>, Option<Vec<u8>>)>,
 }
 
+fn select_tenants(commits: &[Arc<Commit>]) -> Sql {
+    let tenants: BTreeSet<&TenantId> = commits.iter().map(|c| &c.tenant).collect();
+    let mut rows = Rows::new(&[("tenant", Col::Text)]);
+    for tenant in tenants {
+        rows.push(vec![tenant.into()]);
+    }
+    sql("SELECT h.tenant, h.position, h.events, h.chain_hash, h.definition \
+         FROM {rows} CROSS JOIN journal.tenant_head h WHERE h.tenant = r.tenant")
+    .rows(rows)
+}
+
+fn select_links_to_deleted(commits: &[Arc<Commit>], asked: &mut Vec<(Asked, Sql)>) {
+    let deleted = commits.iter().flat_map(|c| {
+        c.writes
+            .iter()
+            .filter(|w| matches!(w.state, StateWrite::Tombstone))
+            .map(|w| (c.tenant.clone(), w.stream.id.clone()))
+    });
+    // One bounded query each: a set-based one could not bound each entity by itself.
+    for (tenant, id) in deleted.collect::<BTreeSet<_>>() {
+        let select = sql("SELECT l.from_id FROM journal.link l WHERE l.tenant = $1 AND l.to_id = $2 \
+             AND l.attribute = 'members' ORDER BY l.from_id LIMIT $3")
+        .bind(&tenant)
+        .bind(&id)
+        .bind(DELETE_UNLINKS_MAX);
+        asked.push((Asked::GroupsOf((tenant, id)), select));
+    }
+}
+
+/// Who has the names that commits want for themselves.
+fn select_lookups(commits: &[Arc<Commit>]) -> Option<Sql> {
+    let mut rows = Rows::new(&[("tenant", Col::Text), ("kind", Col::Text), ("value", Col::Bytes)]);
+    for commit in commits {
+        for add in commit.writes.iter().flat_map(|w| &w.lookups_add) {
+            if add.exclusive {
+                rows.push(vec![(&commit.tenant).into(), (&add.kind).into(), add.value.clone().into()]);
+            }
+        }
+    }
+    let select = "SELECT l.tenant, l.kind, l.value, l.owner FROM {rows} CROSS JOIN journal.lookup l \
+         WHERE l.tenant = r.tenant AND l.kind = r.kind AND l.value = r.value";
+    (!rows.is_empty()).then(|| sql(select).rows(rows))
+}
+
 /// What is known under the counter row, and what will be written.
 #[derive(Default)]
 struct Batch {
     at: i64,
     head: Position,
+    /// Hash of the batch before.
+    last_hash: Vec<u8>,
     /// Of the newest schema or resource type of any tenant.
     definition: Position,
     links_max: usize,
     /// Commits to log, including ones without events.
     accepted: usize,
-    known_commits: HashMap<String, (Receipt, Option<Vec<u8>>)>,
+    known_commits: Receipts,
     heads: HashMap<Key, HeadRow>,
     tenants: HashMap<TenantId, TenantHead>,
     /// (tenant, kind, value) → owners.
@@ -238,63 +303,82 @@ struct Batch {
 }
 
 impl Batch {
+    /// Takes the counter row and reads what the commits touch, in two trips.
     async fn read(&mut self, tx: &mut Tx, commits: &[Arc<Commit>]) -> Result<()> {
-        self.known_commits = read_receipts(tx, commits.iter().filter(|c| c.fingerprint.is_some())).await?;
-        self.read_tenants(tx, commits).await?;
-        self.read_links_to_deleted(tx, commits).await?;
-        self.read_members(tx, commits).await?;
-        self.read_heads(tx, commits).await?;
-        self.read_lookups(tx, commits).await
+        let counter = sql("SELECT c.position, c.at, c.batch_hash, m.halted, c.definition \
+             FROM journal.counter c CROSS JOIN journal.meta m WHERE c.id = 1 AND m.id = 1 {for_update}");
+        // The counter row is the writers' mutex, so it comes first: what follows is read under it.
+        let mut asked = vec![(Asked::Counter, counter)];
+        let keyed = commits.iter().filter(|commit| commit.fingerprint.is_some());
+        asked.extend(select_receipts(keyed).map(|select| (Asked::Receipts, select)));
+        asked.push((Asked::Tenants, select_tenants(commits)));
+        select_links_to_deleted(commits, &mut asked);
+        self.select_members(commits, &mut asked);
+        asked.extend(select_lookups(commits).map(|select| (Asked::Lookups, select)));
+        let (asked, statements): (Vec<Asked>, Vec<Sql>) = asked.into_iter().unzip();
+        let found = tx.fetch_each(statements).await?;
+        for (asked, rows) in asked.into_iter().zip(found) {
+            self.learn(asked, rows)?;
+        }
+        self.read_heads(tx, commits).await
     }
 
-    async fn read_tenants(&mut self, tx: &mut Tx, commits: &[Arc<Commit>]) -> Result<()> {
-        let tenants: BTreeSet<&TenantId> = commits.iter().map(|c| &c.tenant).collect();
-        let mut rows = Rows::new(&[("tenant", Col::Text)]);
-        for tenant in &tenants {
-            rows.push(vec![(*tenant).into()]);
-        }
-        let select = sql("SELECT h.tenant, h.position, h.events, h.chain_hash, h.definition \
-             FROM {rows} CROSS JOIN journal.tenant_head h WHERE h.tenant = r.tenant")
-        .rows(rows);
-        for row in tx.fetch_all(select).await? {
-            let head = TenantHead {
-                position: row.int(1)?,
-                events: row.int(2)?,
-                chain: row.bytes(3)?,
-                definition: row.int(4)?,
-                touched: false,
-            };
-            self.tenants.insert(tenant_id(&row.text(0)?)?, head);
-        }
-        Ok(())
-    }
-
-    async fn read_links_to_deleted(&mut self, tx: &mut Tx, commits: &[Arc<Commit>]) -> Result<()> {
-        let deleted = commits.iter().flat_map(|c| {
-            c.writes
-                .iter()
-                .filter(|w| matches!(w.state, StateWrite::Tombstone))
-                .map(|w| (c.tenant.clone(), w.stream.id.clone()))
-        });
-        // One bounded query each: a set-based one could not bound each entity by itself.
-        for (tenant, id) in deleted.collect::<BTreeSet<_>>() {
-            let select = sql("SELECT l.from_id FROM journal.link l WHERE l.tenant = $1 AND l.to_id = $2 \
-                 AND l.attribute = 'members' ORDER BY l.from_id LIMIT $3")
-            .bind(&tenant)
-            .bind(&id)
-            .bind(DELETE_UNLINKS_MAX);
-            let found = tx.fetch_all(select).await?;
-            let mut groups = BTreeSet::new();
-            for row in found {
-                groups.insert(ResourceId::from_text(&row.text(0)?));
+    fn learn(&mut self, asked: Asked, rows: Vec<Row>) -> Result<()> {
+        match asked {
+            Asked::Counter => {
+                let Some(row) = rows.first() else {
+                    return Err(StoreError::corrupt("the counter row", "it is missing"));
+                };
+                if let Some(reason) = row.opt_text(3)? {
+                    return Err(StoreError::Halted(reason));
+                }
+                (self.head, self.at, self.last_hash) = (row.int(0)?, row.int(1)?, row.bytes(2)?);
+                self.definition = row.int(4)?;
             }
-            self.groups_of.insert((tenant, id), groups);
+            Asked::Receipts => self.known_commits = receipts(rows)?,
+            Asked::Tenants => {
+                for row in rows {
+                    let head = TenantHead {
+                        position: row.int(1)?,
+                        events: row.int(2)?,
+                        chain: row.bytes(3)?,
+                        definition: row.int(4)?,
+                        touched: false,
+                    };
+                    self.tenants.insert(tenant_id(&row.text(0)?)?, head);
+                }
+            }
+            Asked::GroupsOf(key) => {
+                let mut groups = BTreeSet::new();
+                for row in rows {
+                    groups.insert(ResourceId::from_text(&row.text(0)?));
+                }
+                self.groups_of.insert(key, groups);
+            }
+            Asked::Members => {
+                for row in rows {
+                    let key = (tenant_id(&row.text(0)?)?, ResourceId::from_text(&row.text(1)?));
+                    self.members.entry(key).or_default().insert(ResourceId::from_text(&row.text(2)?));
+                }
+            }
+            Asked::AllMembers(group) => {
+                let members = self.members.entry(group).or_default();
+                for row in rows {
+                    members.insert(ResourceId::from_text(&row.text(0)?));
+                }
+            }
+            Asked::Lookups => {
+                for row in rows {
+                    let key = (tenant_id(&row.text(0)?)?, row.text(1)?, row.bytes(2)?);
+                    self.lookups.entry(key).or_default().insert(ResourceId::from_text(&row.text(3)?));
+                }
+            }
         }
         Ok(())
     }
 
-    async fn read_members(&mut self, tx: &mut Tx, commits: &[Arc<Commit>]) -> Result<()> {
-        let mut asked = Rows::new(&[("tenant", Col::Text), ("from_id", Col::Text), ("to_id", Col::Text)]);
+    fn select_members(&mut self, commits: &[Arc<Commit>], asked: &mut Vec<(Asked, Sql)>) {
+        let mut some = Rows::new(&[("tenant", Col::Text), ("from_id", Col::Text), ("to_id", Col::Text)]);
         let mut whole = BTreeSet::new();
         for commit in commits {
             for write in &commit.writes {
@@ -306,19 +390,15 @@ impl Batch {
                     continue;
                 }
                 for to in delta.add.iter().chain(&delta.remove) {
-                    asked.push(vec![(&commit.tenant).into(), (&write.stream.id).into(), to.into()]);
+                    some.push(vec![(&commit.tenant).into(), (&write.stream.id).into(), to.into()]);
                 }
             }
         }
-        if !asked.is_empty() {
+        if !some.is_empty() {
             let select = sql("SELECT l.tenant, l.from_id, l.to_id FROM {rows} CROSS JOIN journal.link l \
                  WHERE l.tenant = r.tenant AND l.attribute = 'members' \
-                 AND l.from_id = r.from_id AND l.to_id = r.to_id")
-            .rows(asked);
-            for row in tx.fetch_all(select).await? {
-                let key = (tenant_id(&row.text(0)?)?, ResourceId::from_text(&row.text(1)?));
-                self.members.entry(key).or_default().insert(ResourceId::from_text(&row.text(2)?));
-            }
+                 AND l.from_id = r.from_id AND l.to_id = r.to_id");
+            asked.push((Asked::Members, select.rows(some)));
         }
         for (tenant, group) in whole {
             let select = sql("SELECT l.to_id FROM journal.link l \
@@ -326,12 +406,8 @@ impl Batch {
             .bind(&tenant)
             .bind(&group)
             .bind(self.links_max * 2 + 1);
-            let members = self.members.entry((tenant, group)).or_default();
-            for row in tx.fetch_all(select).await? {
-                members.insert(ResourceId::from_text(&row.text(0)?));
-            }
+            asked.push((Asked::AllMembers((tenant, group)), select));
         }
-        Ok(())
     }
 
     async fn read_heads(&mut self, tx: &mut Tx, commits: &[Arc<Commit>]) -> Result<()> {
@@ -370,29 +446,6 @@ impl Batch {
                 deleted: row.flag(7)?,
             };
             self.heads.insert((tenant_id(&row.text(0)?)?, ResourceId::from_text(&row.text(1)?)), head);
-        }
-        Ok(())
-    }
-
-    async fn read_lookups(&mut self, tx: &mut Tx, commits: &[Arc<Commit>]) -> Result<()> {
-        let mut rows = Rows::new(&[("tenant", Col::Text), ("kind", Col::Text), ("value", Col::Bytes)]);
-        for commit in commits {
-            for add in commit.writes.iter().flat_map(|w| &w.lookups_add) {
-                if add.exclusive {
-                    rows.push(vec![(&commit.tenant).into(), (&add.kind).into(), add.value.clone().into()]);
-                }
-            }
-        }
-        if rows.is_empty() {
-            return Ok(());
-        }
-        let select =
-            sql("SELECT l.tenant, l.kind, l.value, l.owner FROM {rows} CROSS JOIN journal.lookup l \
-             WHERE l.tenant = r.tenant AND l.kind = r.kind AND l.value = r.value")
-            .rows(rows);
-        for row in tx.fetch_all(select).await? {
-            let key = (tenant_id(&row.text(0)?)?, row.text(1)?, row.bytes(2)?);
-            self.lookups.entry(key).or_default().insert(ResourceId::from_text(&row.text(3)?));
         }
         Ok(())
     }
@@ -766,7 +819,8 @@ impl Batch {
         }
     }
 
-    async fn write(&mut self, tx: &mut Tx, head_before: Position, last_hash: &[u8]) -> Result<Mark> {
+    /// Writes what must be there before the rest, and puts the rest together.
+    async fn write(&mut self, tx: &mut Tx, head_before: Position) -> Result<End> {
         // Before the inserts: a name freed in this batch may be taken by another commit of it.
         let removals = self.removals();
         tx.execute_all(removals).await?;
@@ -780,11 +834,11 @@ impl Batch {
         self.write_heads(&mut writes);
         self.write_receipts(&mut writes)?;
         let (hash, mark) = if self.events.is_empty() {
-            (last_hash.to_vec(), Mark::Commits)
+            (self.last_hash.clone(), Mark::Commits)
         } else {
             let leaves: Vec<[u8; 32]> = self.events.iter().map(|e| e.chain_hash).collect();
             let root = merkle_root(&leaves);
-            let hash = batch_hash(last_hash, head_before + 1, self.head, &root);
+            let hash = batch_hash(&self.last_hash, head_before + 1, self.head, &root);
             let insert = sql("INSERT INTO journal.batch (last_position, first_position, merkle_root, hash) \
                  VALUES ($1, $2, $3, $4)")
             .bind(self.head)
@@ -801,9 +855,7 @@ impl Batch {
         .bind(hash)
         .bind(self.definition);
         writes.push(update);
-        tx.execute_all(writes).await?;
-        tx.notify(Topic::Journal.channel(), &self.head.to_string()).await?;
-        Ok(mark)
+        Ok(End { writes, head: self.head, mark })
     }
 
     fn write_events(&mut self, writes: &mut Vec<Sql>) {

@@ -59,9 +59,12 @@ impl Store {
             .bind(base)
             .bind(self.now());
         tx.execute(insert).await?;
-        let (answers, _) = appender.append_in(&mut tx, &works, &commits).await?;
+        let (answers, end) = appender.append_in(&mut tx, &works, &commits).await?;
         if answers.iter().any(|answer| !matches!(answer, Answer::One(Ok(_)))) {
             return Err(StoreError::Busy { what: "another recovery is at work", retry_after_s: 1 });
+        }
+        if let Some(end) = end {
+            tx.execute_all(end.writes).await?;
         }
         tx.commit().await?;
         self.wakes().wake(Topic::Journal);

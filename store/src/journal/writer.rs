@@ -9,7 +9,6 @@ use std::sync::{Arc, Mutex};
 use annals_domain::clock::{Clock, Entropy};
 use annals_domain::ids::TenantId;
 use tokio::sync::{Notify, oneshot};
-use tokio::task::JoinHandle;
 
 use super::append::{Appender, BatchError};
 use super::chain::{Answer, Chain, Outcome, Work};
@@ -88,10 +87,22 @@ impl Shared {
     }
 }
 
+/// However the writer ends, nobody goes on waiting for it.
+struct Over(Arc<Shared>);
+
+impl Drop for Over {
+    fn drop(&mut self) {
+        *self.0.queue() = Queue { closed: true, ..Queue::default() };
+    }
+}
+
 /// The journal's writer of this process.
+///
+/// It has a thread of its own: each of its steps waits for the database, and behind the requests of a busy
+/// runtime it would wait for its turn once more after every one of them.
 pub(crate) struct Writer {
     shared: Arc<Shared>,
-    task: tokio::sync::Mutex<Option<JoinHandle<()>>>,
+    ended: tokio::sync::Mutex<Option<oneshot::Receiver<()>>>,
 }
 
 impl Writer {
@@ -101,15 +112,28 @@ impl Writer {
         clock: Arc<dyn Clock>,
         entropy: Arc<dyn Entropy>,
         limits: Limits,
-    ) -> Writer {
+    ) -> std::result::Result<Writer, StoreError> {
         let shared = Arc::new(Shared {
             queue: Mutex::new(Queue::default()),
             arrived: Notify::new(),
             queue_max: limits.queue_commits_max,
         });
         let appender = Appender { backend, clock, entropy, links_max: limits.commit_links_max };
-        let task = tokio::spawn(run(shared.clone(), appender, wakes, limits.batch_commits_max));
-        Writer { shared, task: tokio::sync::Mutex::new(Some(task)) }
+        let (end, ended) = oneshot::channel();
+        let failed = |source| StoreError::Thread { what: "the journal's writer", source };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+        let writing = run(shared.clone(), appender, wakes, limits.batch_commits_max);
+        let thread = std::thread::Builder::new().name("journal-writer".to_owned());
+        let over = Over(shared.clone());
+        let spawned = thread.spawn(move || {
+            let _over = over;
+            runtime.block_on(writing);
+            // Connections go with the runtime that serves them, before anybody is told.
+            drop(runtime);
+            let _ = end.send(());
+        });
+        spawned.map_err(failed)?;
+        Ok(Writer { shared, ended: tokio::sync::Mutex::new(Some(ended)) })
     }
 
     /// Hands a commit in and waits until it is durable or refused. Dropping the future does not undo it.
@@ -152,8 +176,8 @@ impl Writer {
     pub(crate) async fn close(&self) {
         self.shared.queue().closed = true;
         self.shared.arrived.notify_one();
-        if let Some(task) = self.task.lock().await.take() {
-            let _ = task.await;
+        if let Some(ended) = self.ended.lock().await.take() {
+            let _ = ended.await;
         }
     }
 }
@@ -171,7 +195,7 @@ async fn run(shared: Arc<Shared>, appender: Appender, wakes: Arc<Wakes>, commits
             let mut queue = shared.queue();
             let batch = queue.take(commits_max);
             if batch.is_empty() && queue.closed {
-                return;
+                break;
             }
             batch
         };
@@ -184,6 +208,7 @@ async fn run(shared: Arc<Shared>, appender: Appender, wakes: Arc<Wakes>, commits
         write_batch(&appender, batch).await;
         wakes.wake(Topic::Journal);
     }
+    appender.backend.close_appends().await;
 }
 
 async fn write_batch(appender: &Appender, batch: Vec<Waiting>) {

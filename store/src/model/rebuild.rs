@@ -76,7 +76,7 @@ impl RebuildRun {
 
 enum Phase {
     Clearing,
-    Copying(Copying),
+    Copying(Box<Copying>),
     Following,
 }
 
@@ -226,7 +226,7 @@ impl Store {
                 lock(&mut tx, Place::Rebuild(&run.id)).await?;
                 inherit_indexes(&mut tx, run.slot, Inherited::Complete).await?;
                 tx.commit().await?;
-                run.phase = Phase::Copying(self.open_snapshot(run.epoch).await?);
+                run.phase = Phase::Copying(Box::new(self.open_snapshot(run.epoch).await?));
             }
             Phase::Copying(_) => {}
         }
