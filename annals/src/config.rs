@@ -45,7 +45,7 @@ pub(crate) struct StorageConfig {
     pub url: String,
     /// Folder of the SQLite files and of a root key that was made at the first start.
     pub data_dir: PathBuf,
-    /// Most PostgreSQL connections of this process.
+    /// Most PostgreSQL connections of this process; the journal's writer has up to four more.
     pub connections_max: u32,
     /// Root key as 64 hexadecimal digits; better kept in a file.
     pub root_key: String,

@@ -7,6 +7,7 @@
 //! |---|---|---|
 //! | places ([`Area`]) | schemas of one database | files, one writer connection each; the prefix is cut |
 //! | bulk input ([`Rows`], `{rows}`) | one array per column, `UNNEST` | `VALUES`; one JSON text if it is large |
+//! | one look for each row (`{each: table t: …}`) | `LATERAL`, so that the rows always lead | a join, whose order SQLite keeps |
 //! | delete by keys (`{keyed: …}`) | `USING`, so that it is planned as a join by key | row values in a subquery |
 //! | row lock (`{for_update}`) | `FOR UPDATE` | nothing: `BEGIN IMMEDIATE` already excludes writers |
 //! | lease (`{skip_locked}`) | `FOR UPDATE SKIP LOCKED` | nothing, likewise |
@@ -347,6 +348,11 @@ impl Sql {
             let pairs: Vec<String> = keys.iter().map(|(column, key)| format!("t.{column} = {key}")).collect();
             format!("AS t USING {{rows}} WHERE {}", pairs.join(" AND "))
         });
+        text = expand_each(&text, |table, name, conditions| {
+            // A cached plan is made once, perhaps when the table had ten rows and reading all of it was the
+            // shortest way; OFFSET keeps the planner from taking the two apart.
+            format!("CROSS JOIN LATERAL (SELECT * FROM {table} {name} WHERE {conditions} OFFSET 0) {name}")
+        });
         if let Some(rows) = &self.rows {
             text = text.replace("{rows}", &rows.relation_postgres(offset + self.args.len() + 1));
         }
@@ -383,6 +389,16 @@ fn expand_keyed(text: &str, words: impl FnOnce(&[(&str, &str)]) -> String) -> St
     let Some((keys, after)) = rest.split_once('}') else { return text.to_owned() };
     let keys: Vec<(&str, &str)> = keys.split(", ").filter_map(|pair| pair.split_once(" = ")).collect();
     [before, &words(&keys), after].concat()
+}
+
+/// Puts the database's own words for `{each: table t: conditions}`, which stands behind a bound table for
+/// "joined with the rows of that other table that the conditions name, looked up for one row after the other".
+fn expand_each(text: &str, words: impl FnOnce(&str, &str, &str) -> String) -> String {
+    let Some((before, rest)) = text.split_once("{each: ") else { return text.to_owned() };
+    let Some((join, after)) = rest.split_once('}') else { return text.to_owned() };
+    let Some((table, conditions)) = join.split_once(": ") else { return text.to_owned() };
+    let Some((table, name)) = table.split_once(' ') else { return text.to_owned() };
+    [before, &words(table, name, conditions), after].concat()
 }
 
 /// Statements that write, and one that ends them, as one statement of PostgreSQL.
@@ -438,6 +454,9 @@ impl SqliteText {
         text = expand_keyed(&text, |keys| {
             let (columns, keys): (Vec<&str>, Vec<&str>) = keys.iter().copied().unzip();
             format!("WHERE ({}) IN (SELECT {} FROM {{rows}})", columns.join(", "), keys.join(", "))
+        });
+        text = expand_each(&text, |table, name, conditions| {
+            format!("CROSS JOIN {table} {name} WHERE {conditions}")
         });
         self.named.extend(sql.args);
         if let Some(rows) = sql.rows {
@@ -1102,5 +1121,66 @@ async fn connect_sqlite(dir: &Path) -> Result<Pools> {
     match <[File; 4]>::try_from(files) {
         Ok(files) => Ok(Pools::Sqlite { files }),
         Err(_) => unreachable!("one file per area"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_goes_by_keys_has_the_words_of_each_database() {
+        let delete = || {
+            let mut rows = Rows::new(&[("tenant", Col::Text), ("id", Col::Text)]);
+            rows.push(vec!["acme".into(), "1".into()]);
+            sql("DELETE FROM model.t {keyed: tenant = r.tenant, kind = $1, id = r.id}").bind("k").rows(rows)
+        };
+        let (text, _) = delete().for_postgres().unwrap();
+        assert_eq!(
+            text,
+            "DELETE FROM model.t AS t USING UNNEST($2::text[], $3::text[]) AS r(tenant, id) \
+             WHERE t.tenant = r.tenant AND t.kind = $1 AND t.id = r.id"
+        );
+        let (text, _) = delete().for_sqlite().unwrap();
+        let select = || {
+            let mut rows = Rows::new(&[("id", Col::Text)]);
+            rows.push(vec!["1".into()]);
+            sql("SELECT t.v FROM {rows} {each: model.t t: t.id = r.id AND t.kind = $1}").bind("k").rows(rows)
+        };
+        let (joined, _) = select().for_postgres().unwrap();
+        assert_eq!(
+            joined,
+            "SELECT t.v FROM UNNEST($2::text[]) AS r(id) CROSS JOIN LATERAL \
+             (SELECT * FROM model.t t WHERE t.id = r.id AND t.kind = $1 OFFSET 0) t"
+        );
+        let (joined, _) = select().for_sqlite().unwrap();
+        assert!(joined.ends_with(" AS r CROSS JOIN t t WHERE t.id = r.id AND t.kind = $5"), "{joined}");
+        let begin = "DELETE FROM t WHERE (tenant, kind, id) IN (SELECT r.tenant, $9, r.id FROM (SELECT ";
+        assert!(text.starts_with(begin), "{text}");
+    }
+
+    /// A transaction of the writer that nobody ends is undone, and the next one gets the file.
+    #[tokio::test]
+    async fn an_append_that_is_dropped_rolls_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let backend = Backend::connect(&Database::Sqlite { dir: dir.path().to_owned() }).await.unwrap();
+        backend.migrate().await.unwrap();
+        let update = || sql("UPDATE journal.counter SET position = position + 1 WHERE id = 1");
+        let position = || sql("SELECT position FROM journal.counter WHERE id = 1");
+        let mut dropped = backend.begin_append().await.unwrap();
+        dropped.execute(update()).await.unwrap();
+        drop(dropped);
+        let mut failed = backend.begin_append().await.unwrap();
+        let sets = failed.fetch_each(vec![position(), position()]).await.unwrap();
+        assert_eq!(sets.iter().map(|rows| rows[0].int(0).unwrap()).collect::<Vec<_>>(), [0, 0]);
+        let wrong = sql("INSERT INTO journal.counter (id) VALUES (2)");
+        let error = failed.commit_with(vec![update(), wrong], "c", "p").await;
+        assert!(matches!(error, Err(CommitError::Unknown(_))), "{error:?}");
+        let mut tx = backend.begin_append().await.unwrap();
+        assert_eq!(tx.fetch_optional(position()).await.unwrap().unwrap().int(0).unwrap(), 0);
+        tx.commit_with(vec![update()], "c", "p").await.unwrap();
+        let row = backend.fetch_optional(Area::Journal, position()).await.unwrap().unwrap();
+        assert_eq!(row.int(0).unwrap(), 1);
+        backend.close().await;
     }
 }

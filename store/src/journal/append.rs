@@ -164,8 +164,8 @@ fn select_receipts<'a>(commits: impl Iterator<Item = &'a Arc<Commit>>) -> Option
     for commit in commits {
         rows.push(vec![commit.id.into()]);
     }
-    let select = "SELECT c.commit_id, c.receipt, c.fingerprint FROM {rows} CROSS JOIN journal.commit_log c \
-         WHERE c.commit_id = r.commit_id";
+    let select = "SELECT c.commit_id, c.receipt, c.fingerprint FROM {rows} \
+         {each: journal.commit_log c: c.commit_id = r.commit_id}";
     (!rows.is_empty()).then(|| sql(select).rows(rows))
 }
 
@@ -264,8 +264,8 @@ fn select_lookups(commits: &[Arc<Commit>]) -> Option<Sql> {
             }
         }
     }
-    let select = "SELECT l.tenant, l.kind, l.value, l.owner FROM {rows} CROSS JOIN journal.lookup l \
-         WHERE l.tenant = r.tenant AND l.kind = r.kind AND l.value = r.value";
+    let select = "SELECT l.tenant, l.kind, l.value, l.owner FROM {rows} \
+         {each: journal.lookup l: l.tenant = r.tenant AND l.kind = r.kind AND l.value = r.value}";
     (!rows.is_empty()).then(|| sql(select).rows(rows))
 }
 
@@ -395,9 +395,9 @@ impl Batch {
             }
         }
         if !some.is_empty() {
-            let select = sql("SELECT l.tenant, l.from_id, l.to_id FROM {rows} CROSS JOIN journal.link l \
-                 WHERE l.tenant = r.tenant AND l.attribute = 'members' \
-                 AND l.from_id = r.from_id AND l.to_id = r.to_id");
+            let select = sql("SELECT l.tenant, l.from_id, l.to_id FROM {rows} \
+                 {each: journal.link l: l.tenant = r.tenant AND l.attribute = 'members' \
+                 AND l.from_id = r.from_id AND l.to_id = r.to_id}");
             asked.push((Asked::Members, select.rows(some)));
         }
         for (tenant, group) in whole {
@@ -433,8 +433,8 @@ impl Batch {
             rows.push(vec![tenant.into(), id.into()]);
         }
         let select = sql("SELECT s.tenant, s.id, s.resource_type, s.version, s.created, s.modified, \
-             s.position, s.deleted FROM {rows} CROSS JOIN journal.state s \
-             WHERE s.tenant = r.tenant AND s.id = r.id")
+             s.position, s.deleted FROM {rows} \
+             {each: journal.state s: s.tenant = r.tenant AND s.id = r.id}")
         .rows(rows);
         for row in tx.fetch_all(select).await? {
             let head = HeadRow {

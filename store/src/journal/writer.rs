@@ -284,8 +284,8 @@ mod tests {
     use super::*;
     use uuid::Uuid;
 
-    fn waiting(tenant: &str) -> Waiting {
-        let commit = Commit {
+    fn commit(tenant: &str) -> Commit {
+        Commit {
             id: Uuid::nil(),
             tenant: TenantId::new(tenant).unwrap(),
             actor: String::new(),
@@ -296,10 +296,32 @@ mod tests {
             fingerprint: None,
             definition: None,
             head: None,
-        };
+        }
+    }
+
+    fn waiting(tenant: &str) -> Waiting {
+        let commit = commit(tenant);
         let tenant = commit.tenant.clone();
         let work = Work::One(Arc::new(commit));
         Waiting { tenant, commits: 1, work, reply: oneshot::channel().0 }
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_for_a_writer_that_is_over() {
+        let shared =
+            Arc::new(Shared { queue: Mutex::new(Queue::default()), arrived: Notify::new(), queue_max: 10 });
+        let writer = Writer { shared: shared.clone(), ended: tokio::sync::Mutex::new(None) };
+        let over = Over(shared.clone());
+        let over = async {
+            while shared.queue().len == 0 {
+                tokio::task::yield_now().await;
+            }
+            drop(over);
+        };
+        let (answer, ()) = tokio::join!(writer.append(commit("acme")), over);
+        assert!(matches!(answer, Err(AppendError::Full)), "{answer:?}");
+        let later = writer.append(commit("acme")).await;
+        assert!(matches!(later, Err(AppendError::Full)), "{later:?}");
     }
 
     #[test]

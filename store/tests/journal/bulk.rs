@@ -107,6 +107,7 @@ contract! {
     a_circle_fails_as_one
     nothing_is_written_beyond_the_last_error_allowed
     many_operations_share_the_journals_batches
+    operations_decided_at_once_keep_their_places
     conflicts_inside_a_chain_are_those_of_the_order
     two_bulks_and_single_changes_race
     a_repetition_goes_on_where_a_lost_process_stopped
@@ -199,6 +200,36 @@ async fn many_operations_share_the_journals_batches(f: Fixture) {
     let batches = f.store.verify().await.unwrap().batches - before;
     assert!(batches <= 3, "{batches} batches for 301 commits");
     assert_eq!(member_ids(&f.store, &id_of(&outcomes, 300)).await.len(), 2);
+    assert_sound(&f.store).await;
+}
+
+/// Creates are decided and sealed side by side: what comes of each stands at its place, and what is refused
+/// takes along only what refers to it.
+async fn operations_decided_at_once_keep_their_places(f: Fixture) {
+    let (invalid, taken) = (|n: usize| n % 7 == 3, |n: usize| n % 11 == 5);
+    let name = |n: usize| if taken(n) { format!("USER{}", n - 1) } else { format!("user{n}") };
+    let mut operations: Vec<Value> = (0..200).map(|n| post(&format!("u{n}"), &name(n))).collect();
+    for n in (0..200).filter(|n| invalid(*n)) {
+        operations[n]["data"]["active"] = json!("perhaps");
+    }
+    operations.push(post_group("good", &["bulkId:u0", "bulkId:u199"]));
+    operations.push(post_group("bad", &["bulkId:u0", "bulkId:u3"]));
+    let outcomes = sent(json!(operations)).to(&f.store).await;
+    let expected = |n: usize| match n {
+        _ if invalid(n) => "400",
+        // The name of one that was refused is free.
+        _ if taken(n) && !invalid(n - 1) => "409",
+        _ => "ok",
+    };
+    let mut all: Vec<&str> = (0..200).map(expected).collect();
+    all.extend(["ok", "409"]);
+    assert_eq!(told(&outcomes), all.join(" "));
+    for n in (0..200).filter(|n| expected(*n) == "ok") {
+        let state = f.store.state(&acme(), &id_of(&outcomes, n)).await.unwrap().unwrap();
+        let document = serde_json::to_value(state.document().unwrap()).unwrap();
+        assert_eq!(document["userName"], json!(name(n)), "{document}");
+    }
+    assert_eq!(member_ids(&f.store, &id_of(&outcomes, 200)).await.len(), 2);
     assert_sound(&f.store).await;
 }
 
