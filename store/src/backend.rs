@@ -178,11 +178,17 @@ impl Rows {
         sql
     }
 
-    /// Places for so many rows, of which the first `${first}` are filled. The number of places is a power
-    /// of two, so that few texts are enough and the database knows them all.
-    fn relation_sqlite(&self, first: usize, places: usize) -> String {
+    /// How many rows SQLite gets places for: a power of two, so that few texts are enough and the database
+    /// knows them all. None: the table is too large to be bound cell by cell.
+    fn places_sqlite(&self) -> Option<usize> {
+        let places = self.rows.len().next_power_of_two().max(SQLITE_ROWS_MIN);
+        Some(places).filter(|places| places * self.columns.len() <= SQLITE_CELLS_MAX)
+    }
+
+    /// Adds places for so many rows, of which the first `${first}` are filled.
+    fn add_relation_sqlite(&self, first: usize, places: usize, sql: &mut String) {
         let width = self.columns.len();
-        let mut sql = String::with_capacity(places * (2 * width + 2) + 40 * width + 32);
+        sql.reserve(places * (2 * width + 2) + 40 * width + 64);
         sql.push_str("(SELECT ");
         for (i, (name, _)) in self.columns.iter().enumerate() {
             let comma = if i == 0 { "" } else { ", " };
@@ -195,7 +201,6 @@ impl Rows {
             sql.push_str(&row);
         }
         sql.push_str(&format!(") LIMIT ${first}) AS r"));
-        sql
     }
 
     /// The same from one JSON text, for tables that are too large to be bound cell by cell.
@@ -376,9 +381,7 @@ impl Sql {
     }
 
     fn for_sqlite(self) -> Result<(String, SqliteArguments<'static>)> {
-        let mut out = SqliteText::default();
-        out.push(self);
-        out.finish()
+        one_text(vec![self], "")
     }
 }
 
@@ -419,7 +422,12 @@ fn together(statements: Vec<Sql>, last: Sql) -> Result<(String, PgArguments)> {
 
 /// Statements as one text of SQLite, with `last` after them.
 fn one_text(statements: Vec<Sql>, last: &str) -> Result<(String, SqliteArguments<'static>)> {
-    let mut all = SqliteText::default();
+    let cells = |sql: &Sql| {
+        let rows = sql.rows.as_ref()?;
+        Some(rows.places_sqlite()? * rows.columns.len())
+    };
+    let cells_len = statements.iter().filter_map(cells).sum();
+    let mut all = SqliteText { cells: Vec::with_capacity(cells_len), cells_len, ..SqliteText::default() };
     for statement in statements {
         all.push(statement);
     }
@@ -436,14 +444,17 @@ fn one_text(statements: Vec<Sql>, last: &str) -> Result<(String, SqliteArguments
 struct SqliteText {
     text: String,
     cells: Vec<Arg>,
+    /// How many cells there will be.
+    cells_len: usize,
     named: Vec<Arg>,
 }
 
 impl SqliteText {
     fn push(&mut self, sql: Sql) {
         let mut text = sql.text.replace("{for_update}", "").replace("{skip_locked}", "");
-        if !self.named.is_empty() {
-            text = renumber(&text, self.named.len());
+        let before = self.cells_len + self.named.len();
+        if before > 0 {
+            text = renumber(&text, before);
         }
         for area in AREAS {
             let prefix = [area.name(), "."].concat();
@@ -459,30 +470,29 @@ impl SqliteText {
             format!("CROSS JOIN {table} {name} WHERE {conditions}")
         });
         self.named.extend(sql.args);
-        if let Some(rows) = sql.rows {
-            debug_assert_eq!(text.matches("{rows}").count(), 1, "a table is bound once: {text}");
-            let places = rows.rows.len().next_power_of_two().max(SQLITE_ROWS_MIN);
-            let first = self.named.len() + 1;
-            if places * rows.columns.len() <= SQLITE_CELLS_MAX {
-                self.cells.reserve(places * rows.columns.len());
-                text = text.replace("{rows}", &rows.relation_sqlite(first, places));
-                self.named.push(rows.rows.len().into());
-                let empty = (places - rows.rows.len()) * rows.columns.len();
-                self.cells.extend(rows.rows.into_iter().flatten());
-                self.cells.extend(std::iter::repeat_n(Arg::Int(None), empty));
-            } else {
-                text = text.replace("{rows}", &rows.json_relation_sqlite(first));
-                self.named.push(rows.to_json().into());
-            }
-        }
         if !self.text.is_empty() {
             self.text.push_str(";\n");
         }
-        self.text.push_str(&text);
+        let Some(rows) = sql.rows else { return self.text.push_str(&text) };
+        debug_assert_eq!(text.matches("{rows}").count(), 1, "a table is bound once: {text}");
+        let (head, tail) = text.split_once("{rows}").unwrap_or((&text, ""));
+        let first = self.cells_len + self.named.len() + 1;
+        self.text.push_str(head);
+        if let Some(places) = rows.places_sqlite() {
+            rows.add_relation_sqlite(first, places, &mut self.text);
+            self.named.push(rows.rows.len().into());
+            let empty = (places - rows.rows.len()) * rows.columns.len();
+            self.cells.extend(rows.rows.into_iter().flatten());
+            self.cells.extend(std::iter::repeat_n(Arg::Int(None), empty));
+        } else {
+            self.text.push_str(&rows.json_relation_sqlite(first));
+            self.named.push(rows.to_json().into());
+        }
+        self.text.push_str(tail);
     }
 
     fn finish(self) -> Result<(String, SqliteArguments<'static>)> {
-        let text = if self.cells.is_empty() { self.text } else { renumber(&self.text, self.cells.len()) };
+        debug_assert_eq!(self.cells.len(), self.cells_len);
         let mut out = SqliteArguments::default();
         out.reserve(self.cells.len() + self.named.len(), 0);
         for arg in self.cells.into_iter().chain(self.named) {
@@ -493,7 +503,7 @@ impl SqliteText {
             }
             .map_err(StoreError::bind)?;
         }
-        Ok((text, out))
+        Ok((self.text, out))
     }
 }
 

@@ -117,10 +117,14 @@ impl Appender {
         works: &[Work],
         commits: &[Arc<Commit>],
     ) -> Result<(Vec<Answer>, Option<End>)> {
+        let writes = || commits.iter().flat_map(|commit| &commit.writes);
         let mut batch = Batch {
             links_max: self.links_max,
-            events: Vec::with_capacity(commits.iter().flat_map(|c| &c.writes).map(|w| w.events.len()).sum()),
+            events: Vec::with_capacity(writes().map(|w| w.events.len()).sum()),
             receipts: Vec::with_capacity(commits.len()),
+            heads: HashMap::with_capacity(writes().count()),
+            states: HashMap::with_capacity(writes().count()),
+            lookups_add: HashMap::with_capacity(writes().map(|w| w.lookups_add.len()).sum()),
             ..Batch::default()
         };
         batch.read(tx, commits).await?;
