@@ -628,6 +628,28 @@ impl Drop for AppendTx {
     }
 }
 
+/// Runs the statements of a text and returns the rows of each. All of them must have answered: if the driver's
+/// thread dies, its answers just end.
+async fn each_result(
+    connection: &mut SqliteConnection,
+    text: &str,
+    args: SqliteArguments<'static>,
+    count: usize,
+) -> Result<Vec<Vec<Row>>> {
+    let (mut sets, mut rows) = (Vec::with_capacity(count), Vec::new());
+    let mut results = sqlx::Executor::fetch_many(connection, sqlx::query_with(text, args));
+    while let Some(result) = results.try_next().await? {
+        match result {
+            Either::Left(_) => sets.push(std::mem::take(&mut rows)),
+            Either::Right(row) => rows.push(Row::Sqlite(row)),
+        }
+    }
+    if sets.len() != count {
+        return Err(sqlx::Error::WorkerCrashed.into());
+    }
+    Ok(sets)
+}
+
 /// Why a transaction did not commit.
 #[derive(Debug)]
 pub(crate) enum CommitError {
@@ -679,24 +701,11 @@ impl Tx {
         }
         let count = statements.len();
         let (text, args) = one_text(statements, "")?;
-        let has_begun = !matches!(self, Tx::Append(tx) if !tx.is_begun);
+        let begins = usize::from(matches!(self, Tx::Append(tx) if !tx.is_begun));
         let (connection, text) = self.on_sqlite(text)?;
-        let mut rows = Vec::new();
-        {
-            let mut results = sqlx::Executor::fetch_many(connection, sqlx::query_with(&text, args));
-            while let Some(result) = results.try_next().await? {
-                match result {
-                    Either::Left(_) => sets.push(std::mem::take(&mut rows)),
-                    Either::Right(row) => rows.push(Row::Sqlite(row)),
-                }
-            }
-        }
-        if !has_begun {
-            // That of BEGIN.
-            sets.remove(0);
-        }
-        debug_assert_eq!(sets.len(), count);
-        Ok(sets)
+        let mut sets = each_result(connection, &text, args, begins + count).await?;
+        // That of BEGIN.
+        Ok(sets.split_off(begins))
     }
 
     /// Runs a statement and returns its first row, if any.
@@ -713,7 +722,11 @@ impl Tx {
             }
             Tx::Sqlite(_) | Tx::Append(_) => {
                 let (text, args) = sql.for_sqlite()?;
-                let (connection, text) = self.on_sqlite(text)?;
+                // Alone, as the rows of this statement are counted.
+                let (connection, begin) = self.on_sqlite(String::new())?;
+                if !begin.is_empty() {
+                    sqlx::Executor::execute(&mut *connection, begin.as_str()).await?;
+                }
                 Ok(sqlx::query_with(&text, args).execute(connection).await?.rows_affected())
             }
         }
@@ -757,13 +770,18 @@ impl Tx {
                 tx.commit().await.map_err(CommitError::Unknown)
             }
             Tx::Append(mut tx) => {
+                if !tx.is_begun {
+                    let nothing = StoreError::corrupt("a transaction", "it ends before it has begun");
+                    return Err(CommitError::Before(nothing));
+                }
+                let count = statements.len() + 1;
                 let (text, args) = one_text(statements, "COMMIT").map_err(CommitError::Before)?;
                 let connection = tx.connection().map_err(CommitError::Before)?;
-                match sqlx::query_with(&text, args).execute(connection).await {
+                match each_result(connection, &text, args, count).await {
                     Ok(_) => tx.is_begun = false,
                     Err(error) => {
                         tx.abandon().await;
-                        return Err(CommitError::Unknown(error.into()));
+                        return Err(CommitError::Unknown(error));
                     }
                 }
                 Ok(())
@@ -919,10 +937,16 @@ impl Backend {
         }
     }
 
-    /// Closes the connections that only the journal's writer has.
+    /// Closes the connections of the journal's writer, before the runtime that serves them ends.
     pub(crate) async fn close_appends(&self) {
-        if let Pools::Postgres { appends, .. } = &self.pools {
-            appends.close().await;
+        match &self.pools {
+            Pools::Postgres { appends, .. } => appends.close().await,
+            Pools::Sqlite { files } => {
+                // It comes back to the pool in a task of that runtime; who still needs the file opens another.
+                if let Ok(connection) = Self::file(files, Area::Journal).write.acquire().await {
+                    let _ = connection.close().await;
+                }
+            }
         }
     }
 

@@ -32,8 +32,8 @@ use crate::keys::SubjectKey;
 
 /// Tasks of a chain that run at once: they take all processors, and as many passwords are hashed at once.
 const TASKS_AT_ONCE: usize = 8;
-/// Operations that one task decides or seals.
-const OPERATIONS_PER_TASK: usize = 16;
+/// Most operations that one task decides or seals.
+const OPERATIONS_PER_TASK_MAX: usize = 16;
 /// Operations that are decided at once even where chains stop early.
 const OPERATIONS_MIN: usize = 8;
 
@@ -734,13 +734,14 @@ where
             done
         }
     };
-    if things.len() <= OPERATIONS_PER_TASK {
+    let len = things.len();
+    if len <= 1 {
         return Ok(some(things).await);
     }
-    let len = things.len();
+    let share = len.div_ceil(TASKS_AT_ONCE).min(OPERATIONS_PER_TASK_MAX);
     let mut things = things.into_iter();
     let chunks = std::iter::from_fn(|| {
-        let chunk: Vec<T> = things.by_ref().take(OPERATIONS_PER_TASK).collect();
+        let chunk: Vec<T> = things.by_ref().take(share).collect();
         (!chunk.is_empty()).then_some(chunk)
     });
     let tasks = chunks.map(|chunk| AbortOnDropHandle::new(tokio::spawn(some(chunk))));

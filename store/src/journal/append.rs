@@ -147,7 +147,7 @@ pub(super) struct End {
     /// To be executed together, with nothing between them and COMMIT.
     pub(super) writes: Vec<Sql>,
     /// The last position afterwards.
-    head: Position,
+    pub(super) head: Position,
     mark: Mark,
 }
 
@@ -240,7 +240,7 @@ fn select_tenants(commits: &[Arc<Commit>]) -> Sql {
     .rows(rows)
 }
 
-fn select_links_to_deleted(commits: &[Arc<Commit>], asked: &mut Vec<(Asked, Sql)>) {
+fn select_links_to_deleted(commits: &[Arc<Commit>], alone: &mut Vec<(Asked, Sql)>) {
     let deleted = commits.iter().flat_map(|c| {
         c.writes
             .iter()
@@ -254,7 +254,7 @@ fn select_links_to_deleted(commits: &[Arc<Commit>], asked: &mut Vec<(Asked, Sql)
         .bind(&tenant)
         .bind(&id)
         .bind(DELETE_UNLINKS_MAX);
-        asked.push((Asked::GroupsOf((tenant, id)), select));
+        alone.push((Asked::GroupsOf((tenant, id)), select));
     }
 }
 
@@ -307,7 +307,8 @@ struct Batch {
 }
 
 impl Batch {
-    /// Takes the counter row and reads what the commits touch, in two trips.
+    /// Takes the counter row and reads what the commits touch, in two trips, and one more for each entity that
+    /// is deleted or loses all members.
     async fn read(&mut self, tx: &mut Tx, commits: &[Arc<Commit>]) -> Result<()> {
         let counter = sql("SELECT c.position, c.at, c.batch_hash, m.halted, c.definition \
              FROM journal.counter c CROSS JOIN journal.meta m WHERE c.id = 1 AND m.id = 1 {for_update}");
@@ -316,12 +317,18 @@ impl Batch {
         let keyed = commits.iter().filter(|commit| commit.fingerprint.is_some());
         asked.extend(select_receipts(keyed).map(|select| (Asked::Receipts, select)));
         asked.push((Asked::Tenants, select_tenants(commits)));
-        select_links_to_deleted(commits, &mut asked);
-        self.select_members(commits, &mut asked);
+        // A text for each number of them would be prepared anew, and remembered.
+        let mut alone = Vec::new();
+        select_links_to_deleted(commits, &mut alone);
+        self.select_members(commits, &mut asked, &mut alone);
         asked.extend(select_lookups(commits).map(|select| (Asked::Lookups, select)));
         let (asked, statements): (Vec<Asked>, Vec<Sql>) = asked.into_iter().unzip();
         let found = tx.fetch_each(statements).await?;
         for (asked, rows) in asked.into_iter().zip(found) {
+            self.learn(asked, rows)?;
+        }
+        for (asked, select) in alone {
+            let rows = tx.fetch_all(select).await?;
             self.learn(asked, rows)?;
         }
         self.read_heads(tx, commits).await
@@ -381,7 +388,12 @@ impl Batch {
         Ok(())
     }
 
-    fn select_members(&mut self, commits: &[Arc<Commit>], asked: &mut Vec<(Asked, Sql)>) {
+    fn select_members(
+        &mut self,
+        commits: &[Arc<Commit>],
+        asked: &mut Vec<(Asked, Sql)>,
+        alone: &mut Vec<(Asked, Sql)>,
+    ) {
         let mut some = Rows::new(&[("tenant", Col::Text), ("from_id", Col::Text), ("to_id", Col::Text)]);
         let mut whole = BTreeSet::new();
         for commit in commits {
@@ -410,7 +422,7 @@ impl Batch {
             .bind(&tenant)
             .bind(&group)
             .bind(self.links_max * 2 + 1);
-            asked.push((Asked::AllMembers((tenant, group)), select));
+            alone.push((Asked::AllMembers((tenant, group)), select));
         }
     }
 

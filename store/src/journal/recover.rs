@@ -65,6 +65,7 @@ impl Store {
         }
         if let Some(end) = end {
             tx.execute_all(end.writes).await?;
+            tx.notify(Topic::Journal.channel(), &end.head.to_string()).await?;
         }
         tx.commit().await?;
         self.wakes().wake(Topic::Journal);

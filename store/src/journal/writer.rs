@@ -120,19 +120,25 @@ impl Writer {
         });
         let appender = Appender { backend, clock, entropy, links_max: limits.commit_links_max };
         let (end, ended) = oneshot::channel();
-        let failed = |source| StoreError::Thread { what: "the journal's writer", source };
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+        let (begin, begun) = std::sync::mpsc::channel();
         let writing = run(shared.clone(), appender, wakes, limits.batch_commits_max);
-        let thread = std::thread::Builder::new().name("journal-writer".to_owned());
         let over = Over(shared.clone());
+        let thread = std::thread::Builder::new().name("journal-writer".to_owned());
         let spawned = thread.spawn(move || {
             let _over = over;
+            let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+                Ok(runtime) => runtime,
+                Err(error) => return drop(begin.send(Err(error))),
+            };
+            let _ = begin.send(Ok(()));
             runtime.block_on(writing);
             // Connections go with the runtime that serves them, before anybody is told.
             drop(runtime);
             let _ = end.send(());
         });
+        let failed = |source| StoreError::Thread { what: "the journal's writer", source };
         spawned.map_err(failed)?;
+        begun.recv().unwrap_or_else(|_| Err(std::io::ErrorKind::Other.into())).map_err(failed)?;
         Ok(Writer { shared, ended: tokio::sync::Mutex::new(Some(ended)) })
     }
 
