@@ -381,7 +381,7 @@ impl Sql {
     }
 
     fn for_sqlite(self) -> Result<(String, SqliteArguments<'static>)> {
-        one_text(vec![self], "")
+        one_text(None, vec![self], None)
     }
 }
 
@@ -420,19 +420,20 @@ fn together(statements: Vec<Sql>, last: Sql) -> Result<(String, PgArguments)> {
     Ok((text, args))
 }
 
-/// Statements as one text of SQLite, with `last` after them.
-fn one_text(statements: Vec<Sql>, last: &str) -> Result<(String, SqliteArguments<'static>)> {
+/// Statements as one text of SQLite, with `first` before and `last` after them.
+fn one_text(
+    first: Option<&str>,
+    statements: Vec<Sql>,
+    last: Option<&str>,
+) -> Result<(String, SqliteArguments<'static>)> {
     let cells = |sql: &Sql| {
         let rows = sql.rows.as_ref()?;
         Some(rows.places_sqlite()? * rows.columns.len())
     };
     let cells_len = statements.iter().filter_map(cells).sum();
     let mut all = SqliteText { cells: Vec::with_capacity(cells_len), cells_len, ..SqliteText::default() };
-    for statement in statements {
+    for statement in first.map(sql).into_iter().chain(statements).chain(last.map(sql)) {
         all.push(statement);
-    }
-    if !last.is_empty() {
-        all.push(sql(last));
     }
     all.finish()
 }
@@ -589,9 +590,9 @@ pub enum Tx {
     Append(AppendTx),
 }
 
-/// A transaction of the journal's writer on SQLite. It begins in the trip of its first statement and ends in
-/// that of its last ([`Tx::commit_with`]): under load, trips to the database's thread are what a batch waits
-/// for.
+/// A transaction of the journal's writer on SQLite. It begins in the trip of its first reads
+/// ([`Tx::fetch_each`]) and ends in that of its last statements ([`Tx::commit_with`]): under load, trips to the
+/// database's thread are what a batch waits for.
 #[derive(Debug)]
 pub struct AppendTx {
     connection: Option<PoolConnection<Sqlite>>,
@@ -602,6 +603,14 @@ impl AppendTx {
     fn connection(&mut self) -> Result<&mut SqliteConnection> {
         // It is only taken out when the transaction has ended.
         Ok(self.connection.as_mut().ok_or(sqlx::Error::PoolClosed)?)
+    }
+
+    /// The connection, with the transaction begun.
+    async fn begun(&mut self) -> Result<&mut SqliteConnection> {
+        if !std::mem::replace(&mut self.is_begun, true) {
+            sqlx::Executor::execute(self.connection()?, BEGIN_IMMEDIATE).await?;
+        }
+        self.connection()
     }
 
     /// Ends it after a failure: with it, or with its connection.
@@ -660,16 +669,12 @@ pub(crate) enum CommitError {
 }
 
 impl Tx {
-    /// The connection on SQLite, and the text with what begins the transaction, if nothing has yet.
-    fn on_sqlite(&mut self, text: String) -> Result<(&mut SqliteConnection, String)> {
+    /// The connection on SQLite, with the transaction begun.
+    async fn on_sqlite(&mut self) -> Result<&mut SqliteConnection> {
         match self {
             Tx::Postgres(_) => Err(sqlx::Error::WorkerCrashed.into()),
-            Tx::Sqlite(tx) => Ok((&mut **tx, text)),
-            Tx::Append(tx) => {
-                let begin = !std::mem::replace(&mut tx.is_begun, true);
-                let text = if begin { ["BEGIN IMMEDIATE;\n", &text].concat() } else { text };
-                Ok((tx.connection()?, text))
-            }
+            Tx::Sqlite(tx) => Ok(&mut **tx),
+            Tx::Append(tx) => tx.begun().await,
         }
     }
 
@@ -683,8 +688,7 @@ impl Tx {
             }
             Tx::Sqlite(_) | Tx::Append(_) => {
                 let (text, args) = sql.for_sqlite()?;
-                let (connection, text) = self.on_sqlite(text)?;
-                let rows = sqlx::query_with(&text, args).fetch_all(connection).await?;
+                let rows = sqlx::query_with(&text, args).fetch_all(self.on_sqlite().await?).await?;
                 Ok(rows.into_iter().map(Row::Sqlite).collect())
             }
         }
@@ -700,12 +704,16 @@ impl Tx {
             return Ok(sets);
         }
         let count = statements.len();
-        let (text, args) = one_text(statements, "")?;
-        let begins = usize::from(matches!(self, Tx::Append(tx) if !tx.is_begun));
-        let (connection, text) = self.on_sqlite(text)?;
-        let mut sets = each_result(connection, &text, args, begins + count).await?;
-        // That of BEGIN.
-        Ok(sets.split_off(begins))
+        if let Tx::Append(tx) = self
+            && !tx.is_begun
+        {
+            let (text, args) = one_text(Some(BEGIN_IMMEDIATE), statements, None)?;
+            tx.is_begun = true;
+            let mut sets = each_result(tx.connection()?, &text, args, 1 + count).await?;
+            return Ok(sets.split_off(1));
+        }
+        let (text, args) = one_text(None, statements, None)?;
+        each_result(self.on_sqlite().await?, &text, args, count).await
     }
 
     /// Runs a statement and returns its first row, if any.
@@ -722,12 +730,7 @@ impl Tx {
             }
             Tx::Sqlite(_) | Tx::Append(_) => {
                 let (text, args) = sql.for_sqlite()?;
-                // Alone, as the rows of this statement are counted.
-                let (connection, begin) = self.on_sqlite(String::new())?;
-                if !begin.is_empty() {
-                    sqlx::Executor::execute(&mut *connection, begin.as_str()).await?;
-                }
-                Ok(sqlx::query_with(&text, args).execute(connection).await?.rows_affected())
+                Ok(sqlx::query_with(&text, args).execute(self.on_sqlite().await?).await?.rows_affected())
             }
         }
     }
@@ -743,9 +746,8 @@ impl Tx {
             sqlx::query_with(&text, args).execute(&mut **tx).await?;
             return Ok(());
         }
-        let (text, args) = one_text(statements, "")?;
-        let (connection, text) = self.on_sqlite(text)?;
-        sqlx::query_with(&text, args).execute(connection).await?;
+        let (text, args) = one_text(None, statements, None)?;
+        sqlx::query_with(&text, args).execute(self.on_sqlite().await?).await?;
         Ok(())
     }
 
@@ -770,13 +772,10 @@ impl Tx {
                 tx.commit().await.map_err(CommitError::Unknown)
             }
             Tx::Append(mut tx) => {
-                if !tx.is_begun {
-                    let nothing = StoreError::corrupt("a transaction", "it ends before it has begun");
-                    return Err(CommitError::Before(nothing));
-                }
                 let count = statements.len() + 1;
-                let (text, args) = one_text(statements, "COMMIT").map_err(CommitError::Before)?;
-                let connection = tx.connection().map_err(CommitError::Before)?;
+                let text = one_text(None, statements, Some("COMMIT"));
+                let (text, args) = text.map_err(CommitError::Before)?;
+                let connection = tx.begun().await.map_err(CommitError::Before)?;
                 match each_result(connection, &text, args, count).await {
                     Ok(_) => tx.is_begun = false,
                     Err(error) => {
@@ -865,6 +864,8 @@ const SQLITE_READER_CACHE: &str = "-65536";
 /// That of one that writes. Not more: a commit that has split a page of an index looks through all of its
 /// cache (SQLite parks pages under a number beyond the file's end while it sorts them).
 const SQLITE_WRITER_CACHE: &str = "-16384";
+/// How a transaction that will write begins on SQLite: with the write lock.
+const BEGIN_IMMEDIATE: &str = "BEGIN IMMEDIATE";
 /// Read connections per SQLite file.
 const SQLITE_READERS_MAX: u32 = 4;
 /// How long a writer of PostgreSQL may wait for a lock, and sit idle in a transaction: it takes the
@@ -918,7 +919,7 @@ impl Backend {
             }
             Pools::Sqlite { files } => {
                 let pool = Self::file(files, area).write.clone();
-                Tx::Sqlite(begun(async move { pool.begin_with("BEGIN IMMEDIATE").await }).await?)
+                Tx::Sqlite(begun(async move { pool.begin_with(BEGIN_IMMEDIATE).await }).await?)
             }
         })
     }

@@ -23,8 +23,9 @@ use super::{
     state_after, warn_of_mass_removal,
 };
 use crate::Store;
-use crate::backend::{Area, Col, Rows, sql};
+use crate::backend::Area;
 use crate::error::{Result, StoreError};
+use crate::journal::append::{receipts, select_receipts};
 use crate::journal::chain::{Chain, Item, ItemWork, Outcome};
 use crate::journal::read::StateRow;
 use crate::journal::{AppendError, Commit, Expect, Receipt, Rejection};
@@ -222,25 +223,17 @@ where
         let Some(idempotency) = &self.bulk.idempotency else { return Ok(()) };
         let keys = self.store.keys().tenant(&self.bulk.tenant).await?;
         let fingerprint = keys.fingerprint(&idempotency.request);
-        let mut rows = Rows::new(&[("commit_id", Col::Text)]);
-        let mut units = HashMap::new();
-        for unit in &self.plan.units {
-            let id = self.commit_id(unit);
-            units.insert(id.hyphenated().to_string(), unit);
-            rows.push(vec![id.into()]);
-        }
-        let select = sql("SELECT c.commit_id, c.receipt, c.fingerprint FROM {rows} \
-             CROSS JOIN journal.commit_log c WHERE c.commit_id = r.commit_id")
-        .rows(rows);
-        let found = self.store.backend().fetch_all(Area::Journal, select).await?;
-        for row in found {
-            if row.opt_bytes(2)?.as_ref() != Some(&fingerprint) {
-                return Err(other_request());
-            }
-            let receipt: Receipt = serde_json::from_str(&row.text(1)?)
-                .map_err(|e| StoreError::corrupt("a commit's receipt", e))?;
-            if let Some(unit) = units.get(&row.text(0)?) {
-                self.replayed(unit, &receipt);
+        let units: HashMap<Uuid, &Unit> =
+            self.plan.units.iter().map(|unit| (self.commit_id(unit), unit)).collect();
+        if let Some(select) = select_receipts(units.keys().copied()) {
+            let found = receipts(self.store.backend().fetch_all(Area::Journal, select).await?)?;
+            for (id, (receipt, of)) in found {
+                if of.as_ref() != Some(&fingerprint) {
+                    return Err(other_request());
+                }
+                if let Some(unit) = Uuid::parse_str(&id).ok().and_then(|id| units.get(&id)) {
+                    self.replayed(unit, &receipt);
+                }
             }
         }
         self.fingerprint = Some(fingerprint);
@@ -524,7 +517,7 @@ where
             }
         }
         let verdict = if errors.iter().any(Option::is_some) {
-            Verdict::Refused(self.errors_of_unit(unit, errors))
+            Verdict::Refused(errors_of_unit(self.plan, unit, errors))
         } else if let Some(state) = unchanged {
             Verdict::Unchanged(state)
         } else {
@@ -552,26 +545,18 @@ where
         Ok(Part { request, decision, key })
     }
 
-    /// The errors of a unit of which at least one operation is refused: the others fail with it.
-    fn errors_of_unit(&self, unit: &Unit, errors: Vec<Option<StoreError>>) -> Vec<StoreError> {
-        let failed = unit.operations.iter().zip(&errors).find(|(_, error)| error.is_some());
-        let failed = failed.map_or(0, |(at, _)| *at);
-        let others = || StoreError::Refused(self.plan.cycle_failed(failed));
-        errors.into_iter().map(|error| error.unwrap_or_else(others)).collect()
-    }
-
     /// Seals what was decided. What turns out to be refused only now is an item that failed.
     async fn seal(&self, segment: Segment) -> Result<(Arc<Chain>, Vec<(usize, Option<usize>, Kept)>)> {
         let first_of: Vec<usize> =
             segment.items.iter().map(|draft| self.plan.units[draft.unit].operations[0]).collect();
-        let store = self.store.clone();
-        let sealed = side_by_side(segment.items, move |draft| seal_draft(store.clone(), draft)).await?;
+        let (store, plan) = (self.store.clone(), self.bulk.plan.clone());
+        let seal = move |draft| seal_draft(store.clone(), plan.clone(), draft);
+        let sealed = side_by_side(segment.items, seal).await?;
         let mut items = Vec::with_capacity(sealed.len());
         let mut kept = Vec::with_capacity(sealed.len());
         for sealed in sealed {
-            let (draft, what) = sealed?;
+            let (draft, mut what) = sealed?;
             let unit = &self.plan.units[draft.unit];
-            let mut what = self.kept(unit, what);
             let work = match &mut what {
                 Kept::Unchanged(_) => ItemWork::Unchanged,
                 Kept::Refused(_) => ItemWork::Refused,
@@ -589,30 +574,6 @@ where
         }
         let refusals_max = self.failures_max.saturating_sub(self.failures);
         Ok((Arc::new(Chain { items, refusals_max }), kept))
-    }
-
-    /// What is kept of a unit: all of its operations, or that one of them is refused and the others with it.
-    fn kept(&self, unit: &Unit, sealed: SealedVerdict) -> Kept {
-        let parts = match sealed {
-            SealedVerdict::Change(parts) => parts,
-            SealedVerdict::Unchanged(state) => return Kept::Unchanged(state),
-            SealedVerdict::Refused(errors) => return Kept::Refused(errors),
-        };
-        let mut sealed = Vec::with_capacity(parts.len());
-        let mut errors = Vec::with_capacity(parts.len());
-        for part in parts {
-            match part {
-                Ok(part) => {
-                    sealed.push(part);
-                    errors.push(None);
-                }
-                Err(error) => errors.push(Some(error)),
-            }
-        }
-        if errors.iter().any(Option::is_some) {
-            return Kept::Refused(self.errors_of_unit(unit, errors));
-        }
-        Kept::Change(sealed)
     }
 
     /// One commit of all parts of a unit. The writes are moved out of the parts.
@@ -793,29 +754,39 @@ async fn decide_now(
     (request, decision)
 }
 
-/// A unit's verdict after sealing: what turns out to be refused only now is the error of its operation.
-enum SealedVerdict {
-    Change(Vec<Result<Sealed>>),
-    Unchanged(StateRow),
-    Refused(Vec<StoreError>),
-}
-
-async fn seal_draft(store: Store, mut draft: Draft) -> Result<(Draft, SealedVerdict)> {
+/// Seals what was decided on a unit. What turns out to be refused only now refuses all of it.
+async fn seal_draft(store: Store, plan: Arc<Plan>, mut draft: Draft) -> Result<(Draft, Kept)> {
     let verdict = std::mem::replace(&mut draft.verdict, Verdict::Refused(Vec::new()));
     let parts = match verdict {
         Verdict::Change(parts) => parts,
-        Verdict::Unchanged(state) => return Ok((draft, SealedVerdict::Unchanged(state))),
-        Verdict::Refused(errors) => return Ok((draft, SealedVerdict::Refused(errors))),
+        Verdict::Unchanged(state) => return Ok((draft, Kept::Unchanged(state))),
+        Verdict::Refused(errors) => return Ok((draft, Kept::Refused(errors))),
     };
     let mut sealed = Vec::with_capacity(parts.len());
+    let mut errors = Vec::with_capacity(parts.len());
     for Part { request, decision, key } in parts {
         match store.seal(&request, decision, key.as_ref()).await {
-            Ok(decided) => sealed.push(Ok(Sealed { request, decided })),
-            Err(error @ StoreError::Refused(_)) => sealed.push(Err(error)),
+            Ok(decided) => {
+                sealed.push(Sealed { request, decided });
+                errors.push(None);
+            }
+            Err(error @ StoreError::Refused(_)) => errors.push(Some(error)),
             Err(error) => return Err(error),
         }
     }
-    Ok((draft, SealedVerdict::Change(sealed)))
+    if errors.iter().any(Option::is_some) {
+        let errors = errors_of_unit(&plan, &plan.units[draft.unit], errors);
+        return Ok((draft, Kept::Refused(errors)));
+    }
+    Ok((draft, Kept::Change(sealed)))
+}
+
+/// The errors of a unit of which at least one operation is refused: the others fail with it.
+fn errors_of_unit(plan: &Plan, unit: &Unit, errors: Vec<Option<StoreError>>) -> Vec<StoreError> {
+    let failed = unit.operations.iter().zip(&errors).find(|(_, error)| error.is_some());
+    let failed = failed.map_or(0, |(at, _)| *at);
+    let others = || StoreError::Refused(plan.cycle_failed(failed));
+    errors.into_iter().map(|error| error.unwrap_or_else(others)).collect()
 }
 
 impl Part {

@@ -20,6 +20,8 @@ use super::{
     BodyParts, Commit, Expect, MembersWrite, Receipt, Rejection, Replaced, StateWrite, StreamReceipt,
     StreamWrite, TokenWrite, batch_hash, chain_hash, merkle_root,
 };
+use uuid::Uuid;
+
 use crate::backend::{Backend, Col, CommitError, Row, Rows, Sql, Tx, sql};
 use crate::error::{Result, StoreError};
 use crate::wake::Topic;
@@ -49,7 +51,7 @@ pub(crate) enum Mark {
 type Key = (TenantId, ResourceId);
 type Outcome = std::result::Result<Receipt, Rejection>;
 /// Receipts and fingerprints by commit id.
-type Receipts = HashMap<String, (Receipt, Option<Vec<u8>>)>;
+pub(crate) type Receipts = HashMap<String, (Receipt, Option<Vec<u8>>)>;
 
 /// What the writer needs to append.
 pub(crate) struct Appender {
@@ -100,7 +102,7 @@ impl Appender {
             }
             Mark::Commits => {
                 let written = works.iter().zip(answers).flat_map(|(work, answer)| work.written(answer));
-                match select_receipts(written) {
+                match select_receipts(written.map(|commit| commit.id)) {
                     Some(select) => !tx.fetch_all(select).await?.is_empty(),
                     None => false,
                 }
@@ -163,17 +165,18 @@ enum Asked {
 }
 
 /// Asks for the receipts of commits; none if there are none to ask for.
-fn select_receipts<'a>(commits: impl Iterator<Item = &'a Arc<Commit>>) -> Option<Sql> {
+pub(crate) fn select_receipts(commits: impl Iterator<Item = Uuid>) -> Option<Sql> {
     let mut rows = Rows::new(&[("commit_id", Col::Text)]);
-    for commit in commits {
-        rows.push(vec![commit.id.into()]);
+    for id in commits {
+        rows.push(vec![id.into()]);
     }
     let select = "SELECT c.commit_id, c.receipt, c.fingerprint FROM {rows} \
          {each: journal.commit_log c: c.commit_id = r.commit_id}";
     (!rows.is_empty()).then(|| sql(select).rows(rows))
 }
 
-fn receipts(rows: Vec<Row>) -> Result<Receipts> {
+/// The answer to [`select_receipts`].
+pub(crate) fn receipts(rows: Vec<Row>) -> Result<Receipts> {
     let mut found = HashMap::new();
     for row in rows {
         let mut receipt: Receipt =
@@ -236,7 +239,7 @@ fn select_tenants(commits: &[Arc<Commit>]) -> Sql {
         rows.push(vec![tenant.into()]);
     }
     sql("SELECT h.tenant, h.position, h.events, h.chain_hash, h.definition \
-         FROM {rows} CROSS JOIN journal.tenant_head h WHERE h.tenant = r.tenant")
+         FROM {rows} {each: journal.tenant_head h: h.tenant = r.tenant}")
     .rows(rows)
 }
 
@@ -315,7 +318,7 @@ impl Batch {
         // The counter row is the writers' mutex, so it comes first: what follows is read under it.
         let mut asked = vec![(Asked::Counter, counter)];
         let keyed = commits.iter().filter(|commit| commit.fingerprint.is_some());
-        asked.extend(select_receipts(keyed).map(|select| (Asked::Receipts, select)));
+        asked.extend(select_receipts(keyed.map(|commit| commit.id)).map(|select| (Asked::Receipts, select)));
         asked.push((Asked::Tenants, select_tenants(commits)));
         // A text for each number of them would be prepared anew, and remembered.
         let mut alone = Vec::new();
